@@ -1,0 +1,1 @@
+"""One benchmark an op, against what a PyTorch user would otherwise run."""

@@ -1,0 +1,1 @@
+"""Modules with the names, arguments and state_dict of torch.nn."""

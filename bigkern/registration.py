@@ -1,0 +1,205 @@
+"""How an op's kernels become PyTorch operators: schema, fake impl, autograd, autocast, and a short way in eager mode.
+
+A `Kernel` is one operator `torch.ops.bigkern.<name>`. Calling it in plain eager mode skips PyTorch's dispatcher (half
+of the cost of a small call); under torch.compile, export, autocast, tensor subclasses or any torch mode it goes through
+`torch.ops`, where all of those see it.
+"""
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from . import dispatch
+
+LIBRARY = torch.library.Library("bigkern", "DEF")
+DEVICE_KEYS = ("CPU", "CUDA")
+
+# Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
+POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
+
+
+def plain_eager(args) -> bool:
+    """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+        return False
+    if torch._C._len_torch_function_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and type(arg) not in (torch.Tensor, torch.nn.Parameter):
+            return False
+    return True
+
+
+class Kernel:
+    """One operator with its implementations.
+
+    Args:
+        schema: "name(Tensor input, ...) -> (Tensor, ...)"; always several outputs or one, never depending on flags.
+        module: the op's name, which is also the name of its file in every folder.
+        allocate: the outputs, empty, from the inputs. Also the fake implementation, so shapes are stated once.
+        torch: the same function in differentiable PyTorch operators.
+        supports: per backend, a function of the arguments that gives None or the reason why it cannot run them
+            (or None in place of the function: it can run all of them). "reference" and "torch" are always there.
+        torch_is_faster: a function of the arguments: the measurement that says so, or None.
+        setup_context, backward: as in torch.autograd.Function. A kernel without them is not differentiable, unless
+            `recompute` says that its derivative is taken through `torch`, which is how backward kernels get second
+            derivatives.
+        autocast: None, "lower_precision" (cast floating inputs to autocast's dtype) or "float32".
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        module: str,
+        allocate: Callable,
+        torch: Callable,
+        supports: dict[str, Callable | None],
+        torch_is_faster: Callable | None = None,
+        setup_context: Callable | None = None,
+        backward: Callable | None = None,
+        recompute: bool = False,
+        autocast: str | None = None,
+    ):
+        self.name = schema.partition("(")[0]
+        self.schema = schema
+        self.module = module
+        self.allocate = allocate
+        self.torch = torch
+        self.supports = {"reference": None, "torch": None, **supports}
+        self.torch_is_faster = torch_is_faster
+        if recompute:
+            setup_context, backward = _save_all, _backward_through(torch)
+        self._differentiable = backward is not None
+        self._register(setup_context, backward, autocast)
+
+    def _register(self, setup_context, backward, autocast):
+        LIBRARY.define(self.schema)
+        self.op = getattr(torch.ops.bigkern, self.name).default
+        self._returns_tuple = len(self.op._schema.returns) > 1
+        for key in DEVICE_KEYS:
+            LIBRARY.impl(self.name, self._implementation, key)
+        torch.library.register_fake(f"bigkern::{self.name}", self._fake, lib=LIBRARY)
+        self._direct = _autograd_function(self.name, self._implementation, setup_context, backward)
+        self._through_dispatcher = _autograd_function(self.name, self.op, setup_context, backward)
+        LIBRARY.impl(self.name, self._autograd_kernel, "Autograd")
+        if autocast:
+            for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+                LIBRARY.impl(self.name, _autocast_kernel(self.op, autocast, device, key), key)
+
+    def launch_arguments(self, args):
+        """What a destination-passing kernel takes: all but dtypes, which its outputs carry already."""
+        return [arg for arg in args if not isinstance(arg, torch.dtype)]
+
+    def allocate_outputs(self, args) -> tuple[torch.Tensor, ...]:
+        outputs = self.allocate(*args)
+        if POISON_OUTPUTS:
+            for output in outputs:
+                output.fill_(float("nan") if output.is_floating_point() else -77)
+        return outputs
+
+    def _fake(self, *args):
+        outputs = self.allocate(*args)
+        return outputs if self._returns_tuple else outputs[0]
+
+    def _implementation(self, *args):
+        outputs = dispatch.run(self, args)
+        return outputs if self._returns_tuple else outputs[0]
+
+    def _needs_grad(self, args) -> bool:
+        return (
+            self._differentiable
+            and torch.is_grad_enabled()
+            and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+        )
+
+    def _autograd_kernel(self, *args):
+        if self._needs_grad(args):
+            return self._through_dispatcher.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.op(*args)
+
+    def __call__(self, *args):
+        if not plain_eager(args):
+            return self.op(*args)
+        if self._needs_grad(args):
+            return self._direct.apply(*args)
+        return self._implementation(*args)
+
+
+def _autograd_function(name, call, setup_context, backward):
+    """A torch.autograd.Function whose forward is `call`, below autograd."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = call(*args)
+            setup_context(ctx, args, outputs)
+            # Backward may run on another thread, which does not see this thread's `use_backend`.
+            ctx.bigkern_backend = dispatch.forced_backend()
+            return outputs
+
+        @staticmethod
+        def backward(ctx, *grad_outputs):
+            if ctx.bigkern_backend is None:
+                return backward(ctx, *grad_outputs)
+            with dispatch.use_backend(ctx.bigkern_backend):
+                return backward(ctx, *grad_outputs)
+
+    Function.__name__ = Function.__qualname__ = f"bigkern_{name}"
+    return Function
+
+
+def _save_all(ctx, inputs, output):
+    tensors = [arg for arg in inputs if isinstance(arg, torch.Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.others = [None if isinstance(arg, torch.Tensor) else (arg,) for arg in inputs]
+
+
+def _backward_through(function):
+    """The derivative of `function`, taken by PyTorch through its differentiable operators."""
+
+    def backward(ctx, *grad_outputs):
+        create_graph = torch.is_grad_enabled()
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if other is None else other[0] for other in ctx.others]
+        with torch.enable_grad():
+            # An alias for each place: the same tensor passed twice gets two gradients, not one doubled.
+            wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+            for i in wanted:
+                inputs[i] = inputs[i].view_as(inputs[i])
+            outputs = function(*inputs)
+            pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad and g is not None]
+            grads = [None] * len(inputs)
+            if pairs:
+                outputs, grad_outputs = zip(*pairs, strict=True)
+                found = torch.autograd.grad(
+                    outputs, [inputs[i] for i in wanted], grad_outputs, allow_unused=True, create_graph=create_graph
+                )
+                for i, grad in zip(wanted, found, strict=True):
+                    grads[i] = grad
+        return tuple(grads)
+
+    return backward
+
+
+def _autocast_kernel(op, rule, device, key):
+    """The kernel for an autocast dispatch key: casts floating inputs, then calls on below autocast."""
+    exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(*args):
+        dtype = torch.float32 if rule == "float32" else torch.get_autocast_dtype(device)
+        args = [cast_floating(arg, dtype) for arg in args]
+        with torch._C._ExcludeDispatchKeyGuard(exclude):
+            return op(*args)
+
+    return kernel
+
+
+def cast_floating(value, dtype):
+    """float16, bfloat16 and float32 tensors in `dtype`; float64 and everything else untouched, as torch's autocast."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value

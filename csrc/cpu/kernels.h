@@ -1,0 +1,15 @@
+// Every CPU kernel: inputs in the order of the op's schema, then the outputs, which the caller has allocated.
+// Shapes and meaning stand in bigkern/ops/<op>.py; arguments are checked there.
+#pragma once
+
+#include <string>
+
+#include "../tensor.h"
+
+namespace bigkern {
+
+void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
+                      const Tensor& zero_point);
+void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
+
+}  // namespace bigkern
