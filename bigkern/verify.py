@@ -162,30 +162,30 @@ def _label(row) -> str:
     return row.backend if row.device == "cpu" else f"{row.backend} {row.device}"
 
 
-def _worst(rows) -> list[Row]:
-    """One row a case, dtype and backend: the one nearest to its limit, or beyond it."""
-    worst = {}
-    for row in rows:
-        key = (row.case, row.dtype, row.backend, row.device)
-        if key not in worst or row.closeness > worst[key].closeness:
-            worst[key] = row
-    return list(worst.values())
+def _groups(rows, everything) -> list[list[Row]]:
+    """The rows that share a line of the table: those of one case and backend, or each by itself."""
+    groups = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(number if everything else (row.case, row.backend, row.device), []).append(row)
+    return list(groups.values())
 
 
-def table_of(op, rows) -> Table:
-    table = Table(title=op, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("case", "dtype", "backend", "what"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+def table_of(op, rows, everything) -> Table:
+    table = Table(title=op, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("case", no_wrap=True, overflow="ellipsis")
+    table.add_column("backend", no_wrap=True)
+    table.add_column("what" if everything else "nearest its limit", no_wrap=True)
     for name in ("error", "PyTorch", "allowed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     previous = None
-    for row in rows:
-        verdict = "[green]pass[/green]" if row.status == "pass" else "[bold red]FAIL[/bold red]"
-        numbers = (_number(value) for value in (row.error, row.torch_error, row.allowed))
-        case = "" if row.case == previous else row.case
-        table.add_row(case, row.dtype, _label(row), row.what, *numbers, verdict)
-        previous = row.case
+    for group in _groups(rows, everything):
+        worst = max(group, key=lambda row: row.closeness)
+        verdict = "[green]pass[/green]" if worst.status == "pass" else "[bold red]FAIL[/bold red]"
+        numbers = (_number(value) for value in (worst.error, worst.torch_error, worst.allowed))
+        case = "" if worst.case == previous else worst.case
+        table.add_row(case, _label(worst), f"{worst.dtype} {worst.what}", *numbers, verdict)
+        previous = worst.case
     return table
 
 
@@ -193,11 +193,12 @@ def show(rows, everything, console):
     for op in dict.fromkeys(row.op for row in rows):
         ran = [row for row in rows if row.op == op and row.status != "unsupported"]
         if ran:
-            console.print(table_of(op, ran if everything else _worst(ran)))
+            console.print(table_of(op, ran, everything))
     for row in rows:
-        if row.message and row.status == "fail":
-            where = f"{row.op}, {row.case}, {row.dtype}, {_label(row)} {row.what}".rstrip()
-            console.print(f"[bold red]FAIL[/bold red] {where}: {escape(row.message)}")
+        if row.status == "fail":
+            where = " ".join(filter(None, (row.op, f"[{row.case}]", row.dtype, _label(row), row.what)))
+            why = row.message or f"error {_number(row.error)}, allowed {_number(row.allowed)}"
+            console.print(f"[bold red]FAIL[/bold red] {escape(f'{where}: {why}')}")
     refused = Counter((row.op, row.backend, row.message) for row in rows if row.status == "unsupported")
     for (op, backend, reason), count in refused.items():
         console.print(f"[dim]{op} on {backend}: {count} cases not run: {escape(reason)}[/dim]")
@@ -222,7 +223,7 @@ def _plain(row) -> dict:
 @click.command("verify")
 @click.option("--op", "ops", type=click.Choice(OPS), multiple=True, help="Only this op; may be repeated.")
 @click.option("--backend", "backends", type=click.Choice(CHECKED_BACKENDS), multiple=True, help="Only this backend.")
-@click.option("--all", "everything", is_flag=True, help="A line for every output and gradient, not only the worst.")
+@click.option("--all", "everything", is_flag=True, help="A line for every dtype, output and gradient.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list, every output and gradient, nothing else.")
 def command(ops, backends, everything, as_json):
     """Check every op on every backend of this machine against the float64 oracle.

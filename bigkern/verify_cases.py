@@ -1,7 +1,7 @@
 """What `bigkern verify` checks: a case is inputs, the bigkern call and PyTorch's own call, on the same named inputs.
 
-The oracle needs no line here: it is the bigkern call in float64 on the `reference` backend. Floating inputs are drawn in
-float32 and rounded to the dtype under test. Sizes are odd, so that every kernel meets its remainders.
+The oracle needs no line here: it is the bigkern call in float64 on the `reference` backend. Floating inputs are drawn
+in float32 and rounded to the dtype under test. Sizes are odd, so that every kernel meets its remainders.
 """
 
 from collections.abc import Callable
