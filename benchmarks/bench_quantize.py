@@ -1,4 +1,4 @@
-"""quantize against the formula composed in PyTorch, and torch.quantize_per_channel given the scales."""
+"""quantize against the formula in PyTorch; torch.quantize_per_channel is given the scales."""
 
 import torch
 

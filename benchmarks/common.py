@@ -8,6 +8,7 @@ holds them; on a GPU the second-level cache is overwritten before each call, and
 import datetime
 import inspect
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -202,7 +203,7 @@ def environment_record(device) -> dict:
     record = info.environment()
     del record["backends"]
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    return {"device": device, "date": date, "commit": commit(), **record}
+    return {"device": device, "date": date, "commit": commit(), "load_average": os.getloadavg()[0], **record}
 
 
 def save(result: dict, folder: Path) -> Path:

@@ -133,9 +133,7 @@ def deprecated_peers():
         yield
 
 
-def run_suite(
-    name, seconds=SECONDS, compiled=True, only="", advance: Callable[[str], None] = lambda text: None
-) -> dict:
+def run_suite(name: str, seconds=SECONDS, compiled=True, only="", advance=lambda text: None) -> dict:
     """Runs one suite on this machine's best device and returns its record.
 
     Args:
@@ -229,14 +227,19 @@ def other_peers(record: dict) -> Iterator[str]:
                 yield f"{result['case']}: {_ratio_text(ratio)} vs {name}"
 
 
+def _short_size(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+
+
 def show(record: dict, console: Console):
     console.print(table_of(record))
     for line in other_peers(record):
         console.print(f"  {line}")
-    peaks = [f"{peak:g} GFLOP/s {name}" for name, peak in record["limits"]["peak_gflops"].items()]
-    copies = [f"{rate:g} GB/s copying {int(size) >> 10} KiB" for size, rate in record["limits"]["copy_gbps"].items()]
-    if peaks or copies:
-        console.print(f"  [dim]limits measured here: {', '.join(peaks + copies)}[/dim]")
+    peaks = [f"{name} products {peak:.0f} GFLOP/s" for name, peak in record["limits"]["peak_gflops"].items()]
+    copies = [f"{rate:.0f} ({_short_size(int(size))})" for size, rate in record["limits"]["copy_gbps"].items()]
+    limits = peaks + ([f"copy, GB/s: {' '.join(copies)}"] if copies else [])
+    if limits:
+        console.print(f"  [dim]limits: {', '.join(limits)}[/dim]", soft_wrap=True)
     reasons = {result["not_compiled"] for result in record["results"]} - {""}
     for reason in reasons:
         console.print(f"  [dim]torch.compile left out: {escape(reason)}[/dim]")
