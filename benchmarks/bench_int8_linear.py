@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import bigkern
 
-from .common import Case
+from .common import Case, device_here
 
 OPS = ("int8_linear",)
 
@@ -33,8 +33,10 @@ def _case(M, K, N):
         packed = _dynamic_linear(weight, bias) if device == "cpu" else None
         return {**made, "qweight": qweight, "weight_scale": weight_scale, "dynamic": packed}
 
-    peers = {"_int_mm": _composed}
-    if "x86" in torch.backends.quantized.supported_engines and not torch.cuda.is_available():
+    on_cpu, peers = device_here() == "cpu", {}
+    if on_cpu or M > 16:  # what torch._int_mm asks of a GPU
+        peers["_int_mm"] = _composed
+    if on_cpu and "x86" in torch.backends.quantized.supported_engines:
         peers["dynamic.Linear"] = lambda input, dynamic: dynamic(input)
     return Case(
         f"{M}x{K}x{N}",

@@ -63,7 +63,7 @@ def backends_here() -> list[tuple[str, str]]:
 def draw(case: Case, dtype, device) -> dict[str, torch.Tensor]:
     """The inputs of `case`, the same in every process; floating ones rounded to `dtype`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"{case.op} {case.name}".encode()))
+        torch.default_generator.manual_seed(zlib.crc32(f"{case.op} {case.name}".encode()))
         tensors = case.inputs()
     return {name: (t.to(dtype) if t.is_floating_point() else t).to(device) for name, t in tensors.items()}
 
