@@ -208,10 +208,10 @@ def show(rows, everything, console):
         where = f"{op} on {backend}: {first.case}, {first.dtype} {first.what}".rstrip()
         why = first.message or f"error {_number(first.error)}, allowed {_number(first.allowed)}"
         more = f" (and {len(failed) - 1} more checks)" if len(failed) > 1 else ""
-        console.print(f"[bold red]FAIL[/bold red] {escape(f'{where}: {why}{more}')}")
+        console.print(f"[bold red]FAIL[/bold red] {escape(f'{where}: {why}{more}')}", soft_wrap=True)
     refused = Counter((row.op, row.backend, row.message) for row in rows if row.status == "unsupported")
     for (op, backend, reason), count in refused.items():
-        console.print(f"[dim]{op} on {backend}: {count} cases not run: {escape(reason)}[/dim]")
+        console.print(f"[dim]{op} on {backend}: {count} cases not run: {escape(reason)}[/dim]", soft_wrap=True)
     counts = Counter(row.status for row in rows)
     colour = "red" if counts["fail"] else "green"
     console.print(f"[bold {colour}]{counts['pass']} passed, {counts['fail']} failed[/bold {colour}]")
