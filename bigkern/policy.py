@@ -32,7 +32,7 @@ def max_error(actual, oracle) -> float:
 def tolerance(oracle, torch_result, dtype, magnitude=None) -> float:
     """The error that the policy allows; `torch_result` None: a few ulp. Integers have no ulp.
 
-    magnitude: where terms cancel to nearly nothing, the sums of their absolute values, whose ulp then counts.
+    magnitude: for sums whose terms cancel to nearly nothing, the sums of the terms' absolute values: theirs is the ulp.
     """
     oracle = np.asarray(to_numpy(oracle), np.float64)
     magnitude = oracle if magnitude is None else np.asarray(to_numpy(magnitude), np.float64)

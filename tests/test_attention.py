@@ -83,8 +83,8 @@ def test_matches_oracle(place, case):
         before = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
         grad_output = torch.randn((*inputs[0].shape[:3], inputs[2].shape[3]), device=place.device).to(dtype)
         lse_dtype = torch.promote_types(dtype, torch.float32)
-        grad_lse = torch.randn(inputs[0].shape[:3], device=place.device, dtype=lse_dtype)
-        for grad_lse in (None, grad_lse) if dtype == torch.float32 else (grad_lse,):
+        random_grad_lse = torch.randn(inputs[0].shape[:3], device=place.device, dtype=lse_dtype)
+        for grad_lse in (None, random_grad_lse) if dtype == torch.float32 else (random_grad_lse,):
             actual = run(
                 place, inputs, grad_output, grad_lse, is_causal=case.is_causal, scale=case.scale, enable_gqa=case.gqa
             )
