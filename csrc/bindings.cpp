@@ -17,4 +17,5 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.attr("compiler") = BIGKERN_COMPILER;
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
+  module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
 }

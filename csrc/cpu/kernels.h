@@ -12,4 +12,8 @@ void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput,
                       const Tensor& zero_point);
 void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
 
+void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
+                         const std::string& activation, bool save_pre_activation, const Tensor& output,
+                         const Tensor& pre_activation);
+
 }  // namespace bigkern
