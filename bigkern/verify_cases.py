@@ -244,7 +244,7 @@ QUANTIZE = [
 
 
 def _int8_linear_composed(input, qweight, weight_scale, bias=None, activation="none"):
-    """The formula of bigkern.int8_linear as a PyTorch user would write it, its gradient straight through the rounding."""
+    """The formula of bigkern.int8_linear in PyTorch; its gradient goes straight through the rounding."""
     x = input.to(_scale_dtype(input.dtype))
     with torch.no_grad():
         qinput, row_scale, _ = _quantize_composed(x, 0, True)
