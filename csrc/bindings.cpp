@@ -18,4 +18,6 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
+  module.def("attention_forward", &bigkern::attention_forward, release_gil());
+  module.def("attention_backward", &bigkern::attention_backward, release_gil());
 }
