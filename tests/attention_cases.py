@@ -1,6 +1,6 @@
 """Attention problems, the oracle's answer to each, and PyTorch's own in the same dtype."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,6 +50,13 @@ class Case:
             mask.requires_grad_(mask.is_floating_point())
         return *tensors, mask
 
+    def on(self, place):
+        """The case, with what does not matter to it cut down where a place computes slowly."""
+        if not place.slow:
+            return self
+        case = replace(self, batch=min(self.batch, 1)) if self.mask is None else self
+        return replace(case, head_dim=min(case.head_dim, 160), heads=1) if not case.gqa else case
+
     def scale_or_default(self):
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
@@ -85,8 +92,8 @@ MASKS = {
 
 
 def oracle(inputs, grad_output, grad_lse, is_causal, scale, rng_state=None, dropout_p=0.0):
-    """Float64: (output, lse, grad_query, grad_key, grad_value, grad_mask or None), and grad_mask's magnitude: the sum of
-    the absolute values that broadcasting sums."""
+    """Float64: (output, lse, grad_query, grad_key, grad_value, grad_mask or None), and the magnitudes of gradients whose
+    terms cancel, by name: the same sums of absolute values."""
     query, key, value, mask = inputs
     mask_shape = (*query.shape[:3], key.shape[2])
     full_mask = None if mask is None else to_oracle(mask.expand(mask_shape))
@@ -96,10 +103,19 @@ def oracle(inputs, grad_output, grad_lse, is_causal, scale, rng_state=None, drop
     needs_mask_grad = mask is not None and mask.requires_grad
     grads = (to_oracle(grad_output), to_oracle(grad_lse))
     *grads, grad_mask = reference.attention_backward(*grads, *arrays, output, lse, *options, needs_mask_grad)
+    magnitudes = {}
+    if key.shape[2] == 1:
+        # The softmax of a single key is constant: the two terms of the gradient of its score are equal.
+        groups = query.shape[1] // key.shape[1]
+        query, key, value, grad = (abs(to_oracle(tensor)) for tensor in (query, key, value, grad_output))
+        key, value = key.repeat(groups, 1), value.repeat(groups, 1)
+        term = (grad * value).sum(-1, keepdims=True)
+        magnitudes = {"grad_query": abs(scale) * term * key, "grad_key": abs(scale) * (term * query).sum(2)}
     if not needs_mask_grad:
-        return (output, lse, *grads, None), None
-    dense = torch.from_numpy(grad_mask)
-    return (output, lse, *grads, dense.sum_to_size(mask.shape)), dense.abs().sum_to_size(mask.shape)
+        return (output, lse, *grads, None), magnitudes
+    terms = torch.from_numpy(abs(grad_mask) if mask_shape[3] != 1 else term)
+    magnitudes["grad_attn_mask"] = terms.sum_to_size(mask.shape)
+    return (output, lse, *grads, torch.from_numpy(grad_mask).sum_to_size(mask.shape)), magnitudes
 
 
 def torch_answer(inputs, grad_output, grad_lse, is_causal, scale):
@@ -123,7 +139,8 @@ def dense_scores(query, key, mask, is_causal, scale):
     if mask is not None:
         scores = scores.masked_fill(~mask, NEGATIVE_INFINITY) if mask.dtype == torch.bool else scores + mask
     if is_causal:
-        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), NEGATIVE_INFINITY)
+        query_index, key_index = (torch.arange(size, device=scores.device) for size in scores.shape[-2:])
+        scores = scores.masked_fill(key_index > query_index[:, None], NEGATIVE_INFINITY)
     return scores
 
 

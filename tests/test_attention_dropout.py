@@ -33,7 +33,7 @@ def uniform_inputs(batch, heads, len_q, len_k, device):
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.999])
 def test_mask_is_the_oracles(place, dropout_p, rng_state):
     state = torch.tensor(rng_state, device=place.device)
-    for len_q, len_k in ((1, 1), (5, 7), (37, 70), (130, 67)):
+    for len_q, len_k in ((5, 7), (37, 70)) if place.slow else ((1, 1), (5, 7), (37, 70), (130, 67)):
         with place.use():
             output, _ = attention_forward(
                 *uniform_inputs(2, 3, len_q, len_k, place.device), None, state, dropout_p, False, 1.0
@@ -62,6 +62,7 @@ def torch_with_mask(query, key, value, mask, keep, dropout_p, is_causal, scale):
 )
 def test_gradients_see_the_same_mask(place, case):
     dropout_p, rng_state = 0.3, torch.tensor([77 + (5 << 32), 12], device=place.device)
+    case = case.on(place)
     scale = case.scale_or_default()
     for dtype in place.dtypes:
         inputs = case.inputs(dtype, place.device)
@@ -74,15 +75,14 @@ def test_gradients_see_the_same_mask(place, case):
             full_mask = None if mask is None else mask.expand(dense)
             output, lse = attention_forward(query, key, value, full_mask, rng_state, dropout_p, case.is_causal, scale)
             grads = torch.autograd.grad((output, lse), wanted, (grad_output, grad_lse))
-        expected, magnitude = oracle(inputs, grad_output, grad_lse, case.is_causal, scale, rng_state, dropout_p)
+        expected, magnitudes = oracle(inputs, grad_output, grad_lse, case.is_causal, scale, rng_state, dropout_p)
         keep = torch.from_numpy(philox.dropout_keep(to_oracle(rng_state), dropout_p, *dense)).to(place.device)
         right_output = torch_with_mask(*inputs, keep, dropout_p, case.is_causal, scale)
         right_lse = torch_lse(*inputs, case.is_causal, scale)
         torch_grads = torch.autograd.grad((right_output, right_lse), wanted, (grad_output, grad_lse))
         theirs = (right_output, right_lse, *torch_grads)
         for name, ours, right, other in zip(NAMES, (output, lse, *grads), expected, theirs, strict=False):
-            mask_magnitude = magnitude if name == "grad_attn_mask" else None
-            assert_within_policy(ours, right, other, what=f"{case} {dtype} {name}", magnitude=mask_magnitude)
+            assert_within_policy(ours, right, other, what=f"{case} {dtype} {name}", magnitude=magnitudes.get(name))
 
 
 def test_manual_seed_reproduces_forward_and_backward(place):

@@ -60,9 +60,11 @@ def dropout_keep(rng_state, dropout_p, batch, heads, len_q, len_k):
     """reference.philox.dropout_keep in int64 tensors: [batch, heads, len_q, len_k] of booleans, without a sync."""
     seed, offset = rng_state[0], rng_state[1]
     key_quads = -(-len_k // 4)
-    arange = lambda size: torch.arange(size, device=rng_state.device)  # noqa: E731
-    c0 = arange(key_quads).expand(batch * heads, len_q, key_quads)
-    c1, c2, c3 = arange(len_q)[:, None], arange(batch * heads)[:, None, None], offset & WORD
+    quad_index, query_index, head_index = (
+        torch.arange(size, device=rng_state.device) for size in (key_quads, len_q, batch * heads)
+    )
+    c0 = quad_index.expand(batch * heads, len_q, key_quads)
+    c1, c2, c3 = query_index[:, None], head_index[:, None, None], offset & WORD
     k0, k1 = seed & WORD, seed >> 32 & WORD
     for _ in range(ROUNDS):
         # The product wraps to a negative number; shift and mask still give its upper and lower word.
@@ -107,16 +109,15 @@ def _acc_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _causal(scores):
-    return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-
-
 def _scores(query, key, attn_mask, is_causal, scale):
     """[batch, heads, len_q, len_k] in the dtype of lse, -inf where a query does not see a key"""
     scores = query.to(_acc_dtype(query.dtype)) @ _for_each_head(key, query).mT * scale
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.masked_fill(~_causal(scores), float("-inf")) if is_causal else scores
+    if is_causal:
+        query_index, key_index = (torch.arange(size, device=scores.device) for size in scores.shape[-2:])
+        scores = scores.masked_fill(key_index > query_index[:, None], float("-inf"))
+    return scores
 
 
 def _probabilities(scores, lse):
