@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if find_spec("torch"):
     from .dispatch import explain, use_backend
+    from .ops.attention import attention, attention_with_lse
     from .ops.quantize import dequantize, quantize
 else:
 
@@ -20,6 +21,8 @@ else:
 
 
 __all__ = [
+    "attention",
+    "attention_with_lse",
     "dequantize",
     "explain",
     "quantize",

@@ -17,4 +17,7 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.attr("compiler") = BIGKERN_COMPILER;
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
+  module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
+  module.def("attention_forward", &bigkern::attention_forward, release_gil());
+  module.def("attention_backward", &bigkern::attention_backward, release_gil());
 }

@@ -12,4 +12,16 @@ void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput,
                       const Tensor& zero_point);
 void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
 
+void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
+                         const std::string& activation, bool save_pre_activation, const Tensor& output,
+                         const Tensor& pre_activation);
+void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
+                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
+                       const Tensor& lse);
+void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query, const Tensor& key,
+                        const Tensor& value, const Tensor& attn_mask, const Tensor& output, const Tensor& lse,
+                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool needs_mask_grad,
+                        const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+                        const Tensor& grad_attn_mask);
+
 }  // namespace bigkern
