@@ -13,6 +13,8 @@ import torch
 from . import dispatch
 
 LIBRARY = torch.library.Library("bigkern", "DEF")
+# Every kernel by name, in the order of definition.
+KERNELS: dict[str, "Kernel"] = {}
 DEVICE_KEYS = ("CPU", "CUDA")
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
@@ -75,6 +77,7 @@ class Kernel:
         self._register(setup_context, backward, autocast)
 
     def _register(self, setup_context, backward, autocast):
+        KERNELS[self.name] = self
         LIBRARY.define(self.schema)
         self.op = getattr(torch.ops.bigkern, self.name).default
         self._returns_tuple = len(self.op._schema.returns) > 1
