@@ -20,4 +20,6 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
+  module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
 }

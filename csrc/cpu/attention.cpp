@@ -141,7 +141,7 @@ void attention_forward_typed(const Tensor& query, const Tensor& key, const Tenso
       }
     });
   }
-  shared_workspace().shrink_below(kKeptBytes);
+  shared_workspace().trim();
 }
 
 }  // namespace

@@ -7,11 +7,11 @@
 #include <cmath>
 #include <limits>
 
+#include "cutter.h"
 #include "dtype.h"
-#include "pack.h"
 #include "parallel.h"
 #include "philox.h"
-#include "workspace.h"
+#include "tile_pack.h"
 
 namespace bigkern::attention {
 
@@ -92,9 +92,6 @@ struct HeadWaves {
     size = std::min(heads, std::max(threads, fitting / threads * threads));
   }
 };
-
-// A workspace beyond this size is given back after the call.
-constexpr size_t kKeptBytes = size_t{64} << 20;
 
 // Calls body(TypeTag<E>{}) with the elements in which matrices of T are multiplied here.
 template <class T, class Body>

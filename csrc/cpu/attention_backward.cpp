@@ -58,7 +58,7 @@ class Backward : Arguments {
         });
       }
     }
-    shared_workspace().shrink_below(kKeptBytes);
+    shared_workspace().trim();
   }
 
  private:
@@ -75,8 +75,8 @@ class Backward : Arguments {
   int64_t batch_of(int64_t head) const { return (first_head + head) / sizes.kv_heads; }
   int64_t kv_head_of(int64_t head) const { return (first_head + head) % sizes.kv_heads; }
 
-  Scratch<E> make_scratch(int64_t keys) {
-    auto scratch = cut<Scratch<E>>(private_workspace(), sizes, dropout.active, keys);
+  BackwardScratch<E> make_scratch(int64_t keys) {
+    auto scratch = cut<BackwardScratch<E>>(private_workspace(), sizes, dropout.active, keys);
     std::fill_n(scratch.ones, kBlockQ, A(1));
     std::fill_n(scratch.grad_key, keys * round_up(sizes.head_dim, kPanel<E>), A(0));
     std::fill_n(scratch.grad_value, keys * round_up(sizes.value_dim, kPanel<E>), A(0));
@@ -126,7 +126,7 @@ class Backward : Arguments {
   }
 
   // grad_query of one block of queries; on the way, with_keys, its part of grad_key and grad_value.
-  void sweep_queries(int64_t head, int64_t g, int64_t block_q, const Scratch<E>& scratch, bool with_keys) {
+  void sweep_queries(int64_t head, int64_t g, int64_t block_q, const BackwardScratch<E>& scratch, bool with_keys) {
     Tile tile = tile_at(head, g, block_q);
     int64_t row_size = round_up(sizes.head_dim, kPanel<E>),
             k_end = visible_keys(sizes, is_causal, tile.q0 + tile.queries);
@@ -173,14 +173,14 @@ class Backward : Arguments {
 
   // scratch.grad_key and scratch.grad_value hold the keys from `key_row` of the tile's first key on.
   void accumulate_key_gradients(const Tile& tile, const PackedQueries<E>& queries, int64_t key_row,
-                                const Scratch<E>& scratch) {
+                                const BackwardScratch<E>& scratch) {
     accumulate_over_queries<E>(tile, scratch.weights_by_query, queries.grad_output, sizes.padded_q(), sizes.value_dim,
                                scratch.grad_value + key_row * round_up(sizes.value_dim, kPanel<E>));
     accumulate_over_queries<E>(tile, scratch.grad_scores_by_query, queries.query, sizes.padded_q(), sizes.head_dim,
                                scratch.grad_key + key_row * round_up(sizes.head_dim, kPanel<E>));
   }
 
-  void store_key_gradients(int64_t head, int64_t k0, int64_t keys, const Scratch<E>& scratch) {
+  void store_key_gradients(int64_t head, int64_t k0, int64_t keys, const BackwardScratch<E>& scratch) {
     int64_t row = (first_head + head) * sizes.len_k + k0;
     store_scaled(scratch.grad_key, keys, sizes.head_dim, round_up(sizes.head_dim, kPanel<E>), A(scale),
                  grad_key.as<T>() + row * sizes.head_dim);

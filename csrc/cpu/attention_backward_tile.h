@@ -40,14 +40,14 @@ struct PackedHead {
 
 // What one thread needs: one tile, and the gradients that it sums.
 template <class E, class A = acc_t<E>>
-struct Scratch {
+struct BackwardScratch {
   A *weights, *grad_scores, *factors;
   // The same two as operands: neighbours along queries in one element, and along keys.
   E *weights_by_query, *grad_scores_by_query, *grad_scores_by_key;
   A *grad_query, *grad_key, *grad_value;
   A* ones;
 
-  Scratch(Cutter& cutter, const Sizes& sizes, bool dropout, int64_t keys)
+  BackwardScratch(Cutter& cutter, const Sizes& sizes, bool dropout, int64_t keys)
       : weights(cutter.take<A>(kBlockK * kBlockQ)),
         grad_scores(cutter.take<A>(kBlockK * kBlockQ)),
         factors(cutter.take<A>(dropout ? kBlockK * kBlockQ : 0)),
@@ -94,7 +94,7 @@ void accumulate_over_queries(const Tile& tile, const E* weights, const E* b, int
 // operands.
 template <class E, class A = acc_t<E>>
 void differentiate_softmax(const Tile& tile, int64_t i, vec<A> lse, vec<A> delta, bool dropout, bool keep_grad_scores,
-                           const Scratch<E>& scratch) {
+                           const BackwardScratch<E>& scratch) {
   bool partly_hidden = tile.has_hidden_keys();
   auto differentiate = [&](int64_t key, vec<A>& weight, vec<A>& grad_score) {
     int64_t at = key * kBlockQ + i;
@@ -144,7 +144,7 @@ void differentiate_softmax(const Tile& tile, int64_t i, vec<A> lse, vec<A> delta
 template <class E, class A = acc_t<E>>
 void differentiate_tile(const Tile& tile, const Sizes& sizes, const PackedHead<E>& packed,
                         const PackedQueries<E>& queries, const Tensor& attn_mask, const Dropout& dropout, A scale,
-                        bool keep_grad_scores, const Scratch<E>& scratch) {
+                        bool keep_grad_scores, const BackwardScratch<E>& scratch) {
   int64_t block = tile.q0 / kBlockQ;
   const E* query = queries.query_transposed + block * transposed_panels_size<E>(kBlockQ, sizes.head_dim);
   const E* grad_output = queries.grad_output_transposed + block * transposed_panels_size<E>(kBlockQ, sizes.value_dim);

@@ -23,5 +23,11 @@ void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const
                         const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool needs_mask_grad,
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
+void linear_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::string& activation,
+                        bool save_pre_activation, const Tensor& output, const Tensor& pre_activation);
+void linear_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& saved,
+                         const std::string& activation, bool needs_input_grad, bool needs_weight_grad,
+                         bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
+                         const Tensor& grad_bias);
 
 }  // namespace bigkern

@@ -1,159 +1,148 @@
-// Operands of tile.h, packed from matrices of any dtype and strides: converted, in panels of kPanel elements, padded
-// with zeros.
+// Packing: a strip of a matrix with any strides becomes a dense panel [step][pitch] that a microkernel reads in order.
 //
-//   row panels         [cols / kPanel][rows][kPanel]    elements pair columns; A, read along its rows
-//   depth panels       [cols / kPanel][rows][kPanel]    elements pair rows; B, whose rows are the reduction
-//   transposed panels  [rows / kPanel][cols][kPanel]    elements pair columns; B, whose columns are the reduction
-//
-// For float and double there are no pairs, and the first two are the same bytes.
+// A strip is `width` rows of A (or columns of B) along the whole depth. Whichever of the two directions has unit stride
+// is read in whole vectors; along the depth that means transposing in registers.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
-#include "tile.h"
+#include "microkernel.h"
+#include "simd.h"
 
 namespace bigkern {
 
-// One matrix inside somebody's tensor.
+// `width` runs over rows of A or columns of B, `depth` over the dimension that is summed.
 template <class T>
-struct MatrixView {
-  T* data;
-  int64_t rows, cols;
-  int64_t row_stride, col_stride;
-
-  T* at(int64_t row, int64_t col) const { return data + row * row_stride + col * col_stride; }
-  MatrixView rows_from(int64_t row, int64_t count) const { return {at(row, 0), count, cols, row_stride, col_stride}; }
+struct Strip {
+  const T* data;
+  int64_t width, depth;
+  int64_t width_stride, depth_stride;
 };
 
-// A vector of one row from column `col` on; zeros outside of the matrix.
-template <class T>
-inline vec<acc_t<T>> load_row(const MatrixView<const T>& view, int64_t row, int64_t col) {
-  constexpr int kLanes = lanes<acc_t<T>>;
-  int64_t count = std::min<int64_t>(view.cols - col, kLanes);
-  vec<acc_t<T>> values = {};
-  if (row >= view.rows || count <= 0) return values;
-  const T* source = view.at(row, col);
-  if (view.col_stride == 1) return count == kLanes ? load(source) : load_partial(source, count);
-  for (int64_t lane = 0; lane < count; ++lane) values[lane] = to_acc(source[lane * view.col_stride]);
-  return values;
-}
+// ---- transposing in registers ---------------------------------------------------------------------------------------
 
-// A vector of column pairs of one row, from pair `pair` on.
-inline vec_u32 load_row_pairs(const MatrixView<const bfloat16>& view, int64_t row, int64_t pair) {
-  constexpr int kValues = 2 * lanes<float>;
-  int64_t count = std::min<int64_t>(view.cols - 2 * pair, kValues);
-  vec_u32 pairs = {};
-  if (row >= view.rows || count <= 0) return pairs;
-  const bfloat16* source = view.at(row, 2 * pair);
-  if (view.col_stride == 1 && count == kValues) {
-    std::memcpy(&pairs, source, sizeof(pairs));
-    return pairs;
-  }
-  bfloat16 values[kValues] = {};
-  for (int64_t lane = 0; lane < count; ++lane) values[lane] = source[lane * view.col_stride];
-  std::memcpy(&pairs, values, sizeof(pairs));
-  return pairs;
-}
+template <class V>
+constexpr int vector_lanes = kVectorBytes / static_cast<int>(sizeof(std::declval<V>()[0]));
 
-// Elements of one row, from element `col` on, columns paired where E asks for it.
-template <class E, class T>
-inline auto load_elements(const MatrixView<const T>& view, int64_t row, int64_t col) {
-  if constexpr (kDepth<E> == 2)
-    return load_row_pairs(view, row, col);
-  else
-    return load_row(view, row, col);
-}
-
-template <class E, class V>
-inline void store_elements(E* target, V values) {
-  static_assert(sizeof(V) == kVectorBytes);
-  std::memcpy(target, &values, sizeof(values));
-}
-
-// Swaps, between rows r and r + kBit, the lanes that differ in kBit: one stage of a transposition.
-template <int kBit, class V, size_t... kLane>
-BIGKERN_ALWAYS_INLINE void exchange_lanes(V& low, V& high, std::index_sequence<kLane...>) {
-  constexpr size_t kLanes = sizeof...(kLane);
-  V first = low, second = high;
+// {a[from], b[from], a[from + 1], b[from + 1], ...}
+template <int from, class V, int... Lane>
+inline V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
 #if defined(__clang__)
-  low = __builtin_shufflevector(first, second, (kLane & kBit ? kLanes + kLane - kBit : kLane)...);
-  high = __builtin_shufflevector(first, second, (kLane & kBit ? kLanes + kLane : kLane + kBit)...);
+  return __builtin_shufflevector(a, b, (from + Lane / 2 + Lane % 2 * vector_lanes<V>)...);
 #else
-  using index = vec<std::conditional_t<kLanes == lanes<float>, int32_t, int64_t>>;
-  low = __builtin_shuffle(first, second, index{(kLane & kBit ? kLanes + kLane - kBit : kLane)...});
-  high = __builtin_shuffle(first, second, index{(kLane & kBit ? kLanes + kLane : kLane + kBit)...});
+  using Index = std::conditional_t<sizeof(a[0]) == 8, int64_t, int32_t>;
+  return __builtin_shuffle(a, b, vec<Index>{(from + Lane / 2 + Lane % 2 * vector_lanes<V>)...});
 #endif
 }
 
-// Transposes a square of vectors in registers.
-template <int kBit = 1, class V, size_t kLanes>
-BIGKERN_ALWAYS_INLINE void transpose(V (&rows)[kLanes]) {
-#pragma GCC unroll 16
-  for (size_t r = 0; r < kLanes; ++r)
-    if (!(r & kBit)) exchange_lanes<kBit>(rows[r], rows[r + kBit], std::make_index_sequence<kLanes>{});
-  if constexpr (2 * kBit < kLanes) transpose<2 * kBit>(rows);
-}
-
-template <class E>
-constexpr int64_t row_panels_size(int64_t rows, int64_t cols) {
-  return round_up(ceil_div(cols, kDepth<E>), kPanel<E>) * rows;
-}
-template <class E>
-constexpr int64_t depth_panels_size(int64_t rows, int64_t cols) {
-  return round_up(cols, kPanel<E>) * ceil_div(rows, kDepth<E>);
-}
-template <class E>
-constexpr int64_t transposed_panels_size(int64_t rows, int64_t cols) {
-  return round_up(rows, kPanel<E>) * ceil_div(cols, kDepth<E>);
-}
-
-// Each pack function writes rows [first_row, first_row + rows) of an operand of `padded_rows` rows, from a view of
-// these rows alone: so that threads can share one operand. `rows` may exceed the view's; what is beyond becomes zero.
-
-template <class E, class T>
-void pack_row_panels(const MatrixView<const T>& view, int64_t first_row, int64_t rows, int64_t padded_rows, E* packed) {
-  constexpr int kLanes = lanes<acc_t<E>>;
-  int64_t elements = ceil_div(view.cols, kDepth<E>);
-  for (int64_t col = 0; col < elements; col += kPanel<E>, packed += padded_rows * kPanel<E>)
-    for (int64_t row = 0; row < rows; ++row) {
-      E* target = packed + (first_row + row) * kPanel<E>;
-      store_elements(target, load_elements<E>(view, row, col));
-      store_elements(target + kLanes, load_elements<E>(view, row, col + kLanes));
+// Riffling the two halves of the rows into each other log2(lanes) times transposes the square.
+template <class V>
+inline void transpose(V* rows) {
+  constexpr int kLanes = vector_lanes<V>;
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    V riffled[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      riffled[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], Lanes{});
+      riffled[2 * i + 1] = interleave<kLanes / 2>(rows[i], rows[i + kLanes / 2], Lanes{});
     }
-}
-
-// first_row is even where elements are pairs.
-template <class E, class T>
-void pack_depth_panels(const MatrixView<const T>& view, int64_t first_row, int64_t rows, int64_t padded_rows,
-                       E* packed) {
-  constexpr int kLanes = lanes<acc_t<E>>;
-  if constexpr (kDepth<E> == 1) {
-    pack_row_panels(view, first_row, rows, padded_rows, packed);
-  } else {
-    for (int64_t panel = 0; panel < view.cols; panel += kPanel<E>, packed += ceil_div(padded_rows, 2) * kPanel<E>)
-      for (int64_t row = 0; row < rows; row += 2)
-        for (int64_t col = 0; col < kPanel<E>; col += kLanes) {
-          // A bfloat16 is the upper half of a float.
-          vec_u32 lower = bit_cast<vec_u32>(load_row(view, row, panel + col)) >> 16;
-          vec_u32 upper = bit_cast<vec_u32>(load_row(view, row + 1, panel + col));
-          store_elements(packed + (first_row + row) / 2 * kPanel<E> + col, lower | upper);
-        }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = riffled[i];
   }
 }
 
-template <class E, class T>
-void pack_transposed_panels(const MatrixView<const T>& view, E* packed) {
-  constexpr int kLanes = lanes<acc_t<E>>;
-  int64_t elements = ceil_div(view.cols, kDepth<E>);
-  for (int64_t panel = 0; panel < view.rows; panel += kPanel<E>, packed += elements * kPanel<E>)
-    for (int64_t half = 0; half < kPanel<E>; half += kLanes)
-      for (int64_t col = 0; col < elements; col += kLanes) {
-        decltype(load_elements<E>(view, 0, 0)) block[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) block[lane] = load_elements<E>(view, panel + half + lane, col);
-        transpose(block);
-        int64_t count = std::min<int64_t>(kLanes, elements - col);
-        for (int64_t k = 0; k < count; ++k) store_elements(packed + (col + k) * kPanel<E> + half, block[k]);
+// ---- reading values as they are packed ------------------------------------------------------------------------------
+
+// Converts to the accumulator's type on the way.
+template <class T>
+struct WidenReader {
+  using packed = acc_t<T>;
+  using vector = vec<packed>;
+  static packed one(const Strip<T>& strip, int64_t w, int64_t step) {
+    return to_acc(strip.data[w * strip.width_stride + step * strip.depth_stride]);
+  }
+  // Consecutive steps of one row; `count` of them.
+  static vector along_depth(const Strip<T>& strip, int64_t w, int64_t step, int64_t count) {
+    const T* from = strip.data + w * strip.width_stride + step;
+    return count >= lanes<packed> ? load(from) : load_partial(from, count);
+  }
+  // One step of consecutive rows.
+  static vector along_width(const Strip<T>& strip, int64_t w, int64_t step, int64_t count) {
+    const T* from = strip.data + w + step * strip.depth_stride;
+    return count >= lanes<packed> ? load(from) : load_partial(from, count);
+  }
+};
+
+// Joins two neighbouring depths; beyond an odd depth stands a zero.
+struct PairReader {
+  using packed = bfloat16_pair;
+  using vector = vec_u32;
+  static packed one(const Strip<bfloat16>& strip, int64_t w, int64_t step) {
+    const bfloat16* from = strip.data + w * strip.width_stride + 2 * step * strip.depth_stride;
+    uint32_t high = 2 * step + 1 < strip.depth ? from[strip.depth_stride].bits : 0;
+    return {from[0].bits | high << 16};
+  }
+  static vector along_depth(const Strip<bfloat16>& strip, int64_t w, int64_t step, int64_t count) {
+    const bfloat16* from = strip.data + w * strip.width_stride + 2 * step;
+    int64_t values = std::min(2 * count, strip.depth - 2 * step);
+    vector pairs = {};
+    if (values >= 2 * lanes<uint32_t>)
+      std::memcpy(&pairs, from, sizeof(pairs));
+    else
+      std::memcpy(&pairs, from, static_cast<size_t>(values) * sizeof(bfloat16));
+    return pairs;
+  }
+  static vector along_width(const Strip<bfloat16>& strip, int64_t w, int64_t step, int64_t count) {
+    const bfloat16* from = strip.data + w + 2 * step * strip.depth_stride;
+    size_t bytes = static_cast<size_t>(count) * sizeof(bfloat16);
+    vec_u16 low = {}, high = {};
+    bool has_high = 2 * step + 1 < strip.depth;
+    if (count >= lanes<uint32_t>) {
+      std::memcpy(&low, from, sizeof(low));
+      if (has_high) std::memcpy(&high, from + strip.depth_stride, sizeof(high));
+    } else {
+      std::memcpy(&low, from, bytes);
+      if (has_high) std::memcpy(&high, from + strip.depth_stride, bytes);
+    }
+    return __builtin_convertvector(low, vec_u32) | __builtin_convertvector(high, vec_u32) << 16;
+  }
+};
+
+// ---- packing a panel ------------------------------------------------------------------------------------------------
+
+// Fills panel[step][w] for all steps and for w < pitch (a multiple of the vector); what lies beyond the strip is zero.
+template <class Reader, class T>
+void pack_panel(const Strip<T>& strip, int pitch, typename Reader::packed* panel) {
+  using P = typename Reader::packed;
+  using V = typename Reader::vector;
+  constexpr int kLanes = packed_lanes<P>;
+  constexpr int kDepth = packed_traits<P>::depth;
+  const int64_t steps = (strip.depth + kDepth - 1) / kDepth;
+  auto put = [&](int64_t step, int64_t w, V values) { std::memcpy(panel + step * pitch + w, &values, sizeof(values)); };
+
+  if (strip.depth_stride == 1) {
+    for (int64_t step = 0; step < steps; step += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, steps - step);
+      for (int64_t w = 0; w < pitch; w += kLanes) {
+        V square[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i)
+          square[i] = w + i < strip.width ? Reader::along_depth(strip, w + i, step, count) : V{};
+        transpose(square);
+        for (int64_t i = 0; i < count; ++i) put(step + i, w, square[i]);
       }
+    }
+  } else if (strip.width_stride == 1) {
+    for (int64_t step = 0; step < steps; ++step)
+      for (int64_t w = 0; w < pitch; w += kLanes)
+        put(step, w, w < strip.width ? Reader::along_width(strip, w, step, strip.width - w) : V{});
+  } else {
+    for (int64_t step = 0; step < steps; ++step)
+      for (int64_t w = 0; w < pitch; ++w) panel[step * pitch + w] = w < strip.width ? Reader::one(strip, w, step) : P{};
+  }
 }
 
 }  // namespace bigkern

@@ -1,94 +1,68 @@
-// Memory that a thread keeps from one call to the next, so that a call neither allocates nor clears what it only
-// overwrites.
+// Scratch memory that a thread keeps between calls, so that a small problem pays for no allocation.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
-#include <vector>
 
 namespace bigkern {
 
 constexpr size_t kCacheLine = 64;
 
+// A growable, cache-line-aligned buffer. What is larger than kKeptBytes goes back after the call.
 class Workspace {
  public:
+  static constexpr size_t kKeptBytes = size_t{64} << 20;
+
   Workspace() = default;
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  ~Workspace() { std::free(data_); }
+  ~Workspace() { release(); }
 
-  char* reserve(size_t bytes) {
+  void* acquire(size_t bytes) {
     if (bytes > size_) {
-      std::free(data_);
-      data_ = std::aligned_alloc(kCacheLine, bytes);
-      size_ = data_ ? bytes : 0;
-      if (!data_) throw std::bad_alloc();
+      release();
+      data_ = ::operator new(bytes, std::align_val_t{kCacheLine});
+      size_ = bytes;
     }
-    return static_cast<char*>(data_);
+    return data_;
+  }
+  void trim() {
+    if (size_ > kKeptBytes) release();
   }
 
-  void shrink_below(size_t bytes) {
-    if (size_ < bytes) return;
-    std::free(data_);
+ private:
+  void release() {
+    ::operator delete(data_, std::align_val_t{kCacheLine});
     data_ = nullptr;
     size_ = 0;
   }
 
- private:
   void* data_ = nullptr;
   size_t size_ = 0;
 };
 
-// Cuts buffers from a block of memory; with a null block it only measures.
-class Cutter {
+// The calling thread's workspace for one purpose: one that holds a lease may call others that hold leases of other
+// tags.
+template <class Tag>
+class Lease {
  public:
-  explicit Cutter(char* block) : block_(block) {}
+  explicit Lease(size_t bytes) : data_(workspace().acquire(bytes)) {}
+  ~Lease() { workspace().trim(); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
 
   template <class T>
-  T* take(int64_t count) {
-    T* buffer = block_ ? reinterpret_cast<T*>(block_ + used_) : nullptr;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    return buffer;
+  T* as() const {
+    return static_cast<T*>(data_);
   }
-  size_t used() const { return used_; }
 
  private:
-  char* block_;
-  size_t used_ = 0;
+  static Workspace& workspace() {
+    static thread_local Workspace instance;
+    return instance;
+  }
+  void* data_;
 };
-
-// Buffers is constructed from (Cutter&, arguments...) and takes its parts there.
-template <class Buffers, class... Arguments>
-size_t bytes_of(const Arguments&... arguments) {
-  Cutter cutter(nullptr);
-  Buffers(cutter, arguments...);
-  return cutter.used();
-}
-
-template <class Buffers, class... Arguments>
-Buffers cut(Workspace& workspace, const Arguments&... arguments) {
-  Cutter cutter(workspace.reserve(bytes_of<Buffers>(arguments...)));
-  return Buffers(cutter, arguments...);
-}
-
-template <class Buffers, class... Arguments>
-std::vector<Buffers> cut_many(Workspace& workspace, int64_t count, const Arguments&... arguments) {
-  Cutter cutter(workspace.reserve(static_cast<size_t>(count) * bytes_of<Buffers>(arguments...)));
-  std::vector<Buffers> parts;
-  for (int64_t part = 0; part < count; ++part) parts.emplace_back(cutter, arguments...);
-  return parts;
-}
-
-// One for what a thread alone uses, one for what it shares with the threads that it starts.
-inline Workspace& private_workspace() {
-  static thread_local Workspace workspace;
-  return workspace;
-}
-inline Workspace& shared_workspace() {
-  static thread_local Workspace workspace;
-  return workspace;
-}
 
 }  // namespace bigkern
