@@ -11,4 +11,6 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
+  module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
+  module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
 }

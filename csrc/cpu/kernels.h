@@ -15,5 +15,11 @@ void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor&
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
                          const Tensor& pre_activation);
+void linear_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::string& activation,
+                        bool save_pre_activation, const Tensor& output, const Tensor& pre_activation);
+void linear_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& saved,
+                         const std::string& activation, bool needs_input_grad, bool needs_weight_grad,
+                         bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
+                         const Tensor& grad_bias);
 
 }  // namespace bigkern
