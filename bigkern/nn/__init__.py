@@ -1,1 +1,5 @@
 """Modules with the names, arguments and state_dict of torch.nn."""
+
+from .loss import CrossEntropyLoss
+
+__all__ = ["CrossEntropyLoss"]
