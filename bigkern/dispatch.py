@@ -21,6 +21,9 @@ class Unsupported(RuntimeError):
     """A forced backend cannot run a call; the message says why."""
 
 
+# Read once: looking it up would cost more than the rest of a choice.
+_FROM_ENVIRONMENT = os.environ.get("BIGKERN_BACKEND")
+
 _forced: ContextVar[str | None] = ContextVar("bigkern_backend", default=None)
 _recorder: ContextVar[list | None] = ContextVar("bigkern_recorder", default=None)
 
@@ -39,7 +42,7 @@ def use_backend(name: str):
 
     Args:
         name: "reference", "cpu", "triton", "cuda", "torch", or "auto" to undo an outer choice. The environment
-            variable BIGKERN_BACKEND does the same for a whole process.
+            variable BIGKERN_BACKEND, read at import, does the same for a whole process.
 
     Raises:
         ValueError: the name is none of these.
@@ -55,7 +58,8 @@ def use_backend(name: str):
 
 def forced_backend() -> str | None:
     """The backend that a `use_backend` block or BIGKERN_BACKEND asks for; None for `auto`."""
-    return _checked(_forced.get() or os.environ.get("BIGKERN_BACKEND"))
+    name = _forced.get() or _FROM_ENVIRONMENT
+    return _checked(name) if name else None
 
 
 @dataclass

@@ -21,14 +21,22 @@ DEVICE_KEYS = ("CPU", "CUDA")
 POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
 
 
+# What `plain_eager` asks of PyTorch, bound once: it runs before every call of every op.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_autocast_enabled = torch._C._is_any_autocast_enabled
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
 def plain_eager(args) -> bool:
     """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling() or _dispatch_modes() or _function_modes() or _autocast_enabled():
         return False
-    if torch._C._len_torch_function_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if _functorch_level() is not None:
         return False
     for arg in args:
-        if isinstance(arg, torch.Tensor) and type(arg) not in (torch.Tensor, torch.nn.Parameter):
+        if isinstance(arg, torch.Tensor) and type(arg) not in _PLAIN_TENSORS:
             return False
     return True
 
@@ -79,6 +87,7 @@ class Kernel:
     def _register(self, setup_context, backward, autocast):
         KERNELS[self.name] = self
         LIBRARY.define(self.schema)
+        self._takes_dtype = "ScalarType" in self.schema
         self.op = getattr(torch.ops.bigkern, self.name).default
         self._returns_tuple = len(self.op._schema.returns) > 1
         for key in DEVICE_KEYS:
@@ -93,7 +102,7 @@ class Kernel:
 
     def launch_arguments(self, args):
         """What a destination-passing kernel takes: all but dtypes, which its outputs carry already."""
-        return [arg for arg in args if not isinstance(arg, torch.dtype)]
+        return [arg for arg in args if not isinstance(arg, torch.dtype)] if self._takes_dtype else args
 
     def allocate_outputs(self, args) -> tuple[torch.Tensor, ...]:
         outputs = self.allocate(*args)
@@ -111,11 +120,11 @@ class Kernel:
         return outputs if self._returns_tuple else outputs[0]
 
     def _needs_grad(self, args) -> bool:
-        return (
-            self._differentiable
-            and torch.is_grad_enabled()
-            and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
-        )
+        if self._differentiable and torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, torch.Tensor) and arg.requires_grad:
+                    return True
+        return False
 
     def _autograd_kernel(self, *args):
         if self._needs_grad(args):
