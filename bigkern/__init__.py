@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if find_spec("torch"):
     from .dispatch import explain, use_backend
     from .ops.attention import attention, attention_with_lse
+    from .ops.int8_linear import int8_linear
     from .ops.linear_act import linear_act
     from .ops.quantize import dequantize, quantize
 else:
@@ -26,6 +27,7 @@ __all__ = [
     "attention_with_lse",
     "dequantize",
     "explain",
+    "int8_linear",
     "linear_act",
     "quantize",
     "use_backend",

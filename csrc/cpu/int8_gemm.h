@@ -122,10 +122,14 @@ template <int kRowCount, int kColumnCount>
 inline void dot_block(const Signed* activations, int64_t row_stride, const int8_t* const* weights, int64_t depth,
                       int first_column, vec_i32 (*sums)[kColumns]) {
   vec_i32 block[kRowCount][kColumnCount] = {};
+  // What the next call reads, kColumns rows on: the processor's own prefetching starts anew with each row.
+  const int64_t ahead = (weights[1] - weights[0]) * kColumns;
   auto add = [&](const int8_t* const* values, int64_t weight_offset, int64_t k) {
     vec_i32 columns[kColumnCount];
-    for (int column = 0; column < kColumnCount; ++column)
+    for (int column = 0; column < kColumnCount; ++column) {
       columns[column] = load_weights(values[column] + weight_offset);
+      __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(weights[column]) + k + ahead), 0, 2);
+    }
     for (int row = 0; row < kRowCount; ++row) {
       vec_i32 activation = load_groups(activations + row * row_stride + k);
       for (int column = 0; column < kColumnCount; ++column)

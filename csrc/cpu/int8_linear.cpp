@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "parallel.h"
 #include "quantize.h"
-#include "scratch.h"
+#include "workspace.h"
 
 namespace bigkern {
 namespace {
@@ -23,6 +23,12 @@ constexpr int64_t kChunkBytes = 512 * 1024;          // activations that stay in
 constexpr int64_t kSlabBytes = 16 * kChunkBytes;     // activations that are kept quantized at a time
 constexpr int64_t kQuantizeGrain = 16384;            // values that are worth waking a thread for
 constexpr int64_t kMultiplyGrain = 4 * 1024 * 1024;  // products that are
+
+// Workspaces (see workspace.h).
+struct Activations;
+struct QuantizedRow;
+struct CopiedWeights;
+struct WidenedWeights;
 
 // ---- epilogue -------------------------------------------------------------------------------------------------------
 
@@ -95,7 +101,7 @@ class WeightRows {
       const int8_t* row = qweight_.as<int8_t>() + std::min(first + column, N - 1) * qweight_.strides[0];
       rows_[column] = row;
       if (qweight_.strides[1] != 1) {
-        int8_t* copy = copies_.data() + column * K;
+        int8_t* copy = copies_.as<int8_t>() + column * K;
         for (int64_t k = 0; k < K; ++k) copy[k] = row[k * qweight_.strides[1]];
         rows_[column] = copy;
       }
@@ -105,7 +111,7 @@ class WeightRows {
 
  private:
   const Tensor& qweight_;
-  Scratch<int8_t> copies_;
+  Lease<CopiedWeights> copies_;
   const int8_t* rows_[kColumns];
 };
 
@@ -125,17 +131,19 @@ acc_t<T> quantize_row(const Tensor& input, int64_t row, int64_t padded, int8_t* 
 template <class T>
 void few_rows(const Tensor& input, const Tensor& qweight, Epilogue<T>& epilogue) {
   int64_t M = input.sizes[0], K = input.sizes[1], N = qweight.sizes[0], padded = int8_gemm::padded_depth(K);
-  Scratch<Signed> activations(M * padded);
+  Lease<Activations> workspace(M * padded * sizeof(Signed));
+  Signed* activations = workspace.as<Signed>();
   acc_t<T> scales[kFewRows];
   int32_t sums[kFewRows];
   parallel_for(M, kQuantizeGrain / (K + 1) + 1, [&](int64_t begin, int64_t end) {
-    Scratch<int8_t> qvalues(padded);
+    Lease<QuantizedRow> row_workspace(padded);
+    int8_t* qvalues = row_workspace.as<int8_t>();
     for (int64_t row = begin; row < end; ++row) {
-      scales[row] = quantize_row<T>(input, row, padded, qvalues.data());
+      scales[row] = quantize_row<T>(input, row, padded, qvalues);
       int32_t sum = 0;
-      for (int64_t k = 0; k < padded; ++k) sum += qvalues.data()[k];
+      for (int64_t k = 0; k < padded; ++k) sum += qvalues[k];
       sums[row] = sum;
-      std::copy(qvalues.data(), qvalues.data() + padded, activations.data() + row * padded);
+      std::copy(qvalues, qvalues + padded, activations + row * padded);
     }
   });
   parallel_for((N + kColumns - 1) / kColumns, kMultiplyGrain / (M * K * kColumns + 1) + 1,
@@ -145,7 +153,7 @@ void few_rows(const Tensor& input, const Tensor& qweight, Epilogue<T>& epilogue)
                  for (int64_t block = begin; block < end; ++block) {
                    const int8_t* const* rows = weights.at(block * kColumns);
                    for (int64_t row = 0; row < M;) {
-                     const Signed* first = activations.data() + row * padded;
+                     const Signed* first = activations + row * padded;
                      int64_t count = int8_gemm::dot_rows(first, sums + row, M - row, rows, K, products);
                      epilogue.write(products, scales + row, row, count, block * kColumns);
                      row += count;
@@ -161,35 +169,37 @@ void many_rows(const Tensor& input, const Tensor& qweight, Epilogue<T>& epilogue
   int64_t tiles_per_chunk = std::max<int64_t>(2, kChunkBytes / tile_bytes / 2 * 2);
   int64_t tiles_per_slab = std::max<int64_t>(tiles_per_chunk, kSlabBytes / tile_bytes / 2 * 2);
   int64_t all_tiles = (M + kRows - 1) / kRows;
-  Scratch<Unsigned> activations(std::min(tiles_per_slab, all_tiles) * tile_size);
+  Lease<Activations> workspace(std::min(tiles_per_slab, all_tiles) * tile_bytes);
+  Unsigned* activations = workspace.as<Unsigned>();
   std::vector<acc_t<T>> scales(M);
 
   for (int64_t slab = 0; slab < all_tiles; slab += tiles_per_slab) {
     int64_t tiles = std::min(tiles_per_slab, all_tiles - slab);
     parallel_for(tiles, kQuantizeGrain / (K * kRows + 1) + 1, [&](int64_t begin, int64_t end) {
-      Scratch<int8_t> qvalues(padded);
+      Lease<QuantizedRow> row_workspace(padded);
+      int8_t* qvalues = row_workspace.as<int8_t>();
       for (int64_t tile = begin; tile < end; ++tile)
         for (int row = 0; row < kRows; ++row) {
           int64_t m = (slab + tile) * kRows + row;
           if (m < M)
-            scales[m] = quantize_row<T>(input, m, padded, qvalues.data());
+            scales[m] = quantize_row<T>(input, m, padded, qvalues);
           else
-            std::fill_n(qvalues.data(), padded, int8_t(0));
-          int8_gemm::interleave_row(qvalues.data(), padded, row, activations.data() + tile * tile_size);
+            std::fill_n(qvalues, padded, int8_t(0));
+          int8_gemm::interleave_row(qvalues, padded, row, activations + tile * tile_size);
         }
     });
     int64_t chunks = (tiles + tiles_per_chunk - 1) / tiles_per_chunk, blocks = (N + kColumns - 1) / kColumns;
     parallel_for(chunks * blocks, kMultiplyGrain / (tiles_per_chunk * kRows * K * kColumns + 1) + 1,
                  [&](int64_t begin, int64_t end) {
                    WeightRows weights(qweight);
-                   Scratch<Signed> widened(kColumns * padded);
+                   Lease<WidenedWeights> widened(kColumns * padded * sizeof(Signed));
                    alignas(64) int32_t products[2 * kRows * kColumns];
                    for (int64_t item = begin; item < end; ++item) {
                      int64_t first_column = item % blocks * kColumns, first_tile = item / blocks * tiles_per_chunk;
                      int64_t last_tile = std::min(first_tile + tiles_per_chunk, tiles);
-                     auto block = int8_gemm::weight_block(weights.at(first_column), K, widened.data());
+                     auto block = int8_gemm::weight_block(weights.at(first_column), K, widened.as<Signed>());
                      for (int64_t tile = first_tile; tile < last_tile; tile += 2) {
-                       const Unsigned* source = activations.data() + tile * tile_size;
+                       const Unsigned* source = activations + tile * tile_size;
                        if (last_tile - tile > 1)
                          int8_gemm::multiply_tiles<2>(source, block, K, products);
                        else
