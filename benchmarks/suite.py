@@ -235,8 +235,8 @@ def show(record: dict, console: Console):
     console.print(table_of(record))
     for line in other_peers(record):
         console.print(f"  {line}")
-    peaks = [f"{name} products {peak:.0f} GFLOP/s" for name, peak in record["limits"]["peak_gflops"].items()]
-    copies = [f"{rate:.0f} ({_short_size(int(size))})" for size, rate in record["limits"]["copy_gbps"].items()]
+    peaks = [f"{name} products {peak:.3g} GFLOP/s" for name, peak in record["limits"]["peak_gflops"].items()]
+    copies = [f"{rate:.3g} ({_short_size(int(size))})" for size, rate in record["limits"]["copy_gbps"].items()]
     limits = peaks + ([f"copy, GB/s: {' '.join(copies)}"] if copies else [])
     if limits:
         console.print(f"  [dim]limits: {', '.join(limits)}[/dim]", soft_wrap=True)
