@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 
 if find_spec("torch"):
     from .dispatch import explain, use_backend
+    from .ops.attention import attention, attention_with_lse
+    from .ops.cross_entropy import cross_entropy
+    from .ops.int8_linear import int8_linear
     from .ops.linear_act import linear_act
     from .ops.quantize import dequantize, quantize
 else:
@@ -21,8 +24,12 @@ else:
 
 
 __all__ = [
+    "attention",
+    "attention_with_lse",
+    "cross_entropy",
     "dequantize",
     "explain",
+    "int8_linear",
     "linear_act",
     "quantize",
     "use_backend",

@@ -1,6 +1,7 @@
 """The `bigkern` command. Each subcommand is imported when it is asked for, so that `--help` waits for none of them."""
 
 import importlib
+from importlib.util import find_spec
 
 import click
 
@@ -22,6 +23,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx, name):
         if name not in COMMANDS:
             return None
+        if not find_spec("torch"):
+            raise click.ClickException(f"bigkern {name} needs PyTorch 2.10 or later: pip install torch")
         module, attribute, _ = COMMANDS[name]
         return getattr(importlib.import_module(f"bigkern.{module}"), attribute)
 

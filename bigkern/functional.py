@@ -1,11 +1,34 @@
 """torch.nn.functional look-alikes: the same names, signatures and errors, computed by bigkern's kernels.
 
-import bigkern.functional as F   # in place of torch.nn.functional
+To try them on a model: `import bigkern.functional as F` in place of `import torch.nn.functional as F`.
 """
 
+from torch.nn._reduction import legacy_get_string
+
+from .ops import cross_entropy as _cross_entropy
+from .ops.attention import attention as scaled_dot_product_attention
 from .ops.linear_act import apply_linear, linear_act
 
-__all__ = ["linear", "linear_act"]
+__all__ = ["cross_entropy", "linear", "linear_act", "scaled_dot_product_attention"]
+
+
+def cross_entropy(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    ignore_index=-100,
+    reduce=None,
+    reduction="mean",
+    label_smoothing=0.0,
+):
+    """`torch.nn.functional.cross_entropy`; see `bigkern.cross_entropy`.
+
+    size_average and reduce are PyTorch's deprecated spellings of reduction, which they override with a warning.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = legacy_get_string(size_average, reduce)
+    return _cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
 def linear(input, weight, bias=None):

@@ -29,10 +29,14 @@ def max_error(actual, oracle) -> float:
     return float(np.abs(actual[finite] - oracle[finite]).max(initial=0))
 
 
-def tolerance(oracle, torch_result, dtype) -> float:
-    """The error that the policy allows; `torch_result` None: a few ulp. Integers have no ulp."""
+def tolerance(oracle, torch_result, dtype, magnitude=None) -> float:
+    """The error that the policy allows; `torch_result` None: a few ulp. Integers have no ulp.
+
+    magnitude: for sums whose terms cancel to nearly nothing, the sums of the terms' absolute values: theirs is the ulp.
+    """
     oracle = np.asarray(to_numpy(oracle), np.float64)
-    finite = oracle[np.isfinite(oracle)]
+    magnitude = oracle if magnitude is None else np.asarray(to_numpy(magnitude), np.float64)
+    finite = magnitude[np.isfinite(magnitude)]
     ulp = 0.0
     if dtype.is_floating_point:
         info = torch.finfo(dtype)
@@ -42,11 +46,11 @@ def tolerance(oracle, torch_result, dtype) -> float:
     return 2 * (torch_error if np.isfinite(torch_error) else 0.0) + FEW * float(ulp)
 
 
-def assert_within_policy(actual, oracle, torch_result, dtype=None, what=""):
+def assert_within_policy(actual, oracle, torch_result, dtype=None, what="", magnitude=None):
     """`actual` is as close to the float64 oracle as the numerical policy asks.
 
     `torch_result` is PyTorch's own answer in the same dtype on the same inputs (None: a few ulp hold).
     """
     dtype = dtype or actual.dtype
-    error, allowed = max_error(actual, oracle), tolerance(oracle, torch_result, dtype)
+    error, allowed = max_error(actual, oracle), tolerance(oracle, torch_result, dtype, magnitude)
     assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g} ({dtype})"

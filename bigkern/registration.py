@@ -168,7 +168,7 @@ def _backward_through(function):
         create_graph = torch.is_grad_enabled()
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
-        with torch.enable_grad():
+        with torch.enable_grad(), torch._C._DisableAutocast():
             # An alias for each place: the same tensor passed twice gets two gradients, not one doubled.
             wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
             for i in wanted:

@@ -189,19 +189,29 @@ def table_of(op, rows, everything) -> Table:
     return table
 
 
+def failures(rows) -> dict[tuple, list[Row]]:
+    """Failed rows by op, backend and message: one broken kernel fails many checks in the same way."""
+    found = {}
+    for row in rows:
+        if row.status == "fail":
+            found.setdefault((row.op, _label(row), row.message), []).append(row)
+    return found
+
+
 def show(rows, everything, console):
     for op in dict.fromkeys(row.op for row in rows):
         ran = [row for row in rows if row.op == op and row.status != "unsupported"]
         if ran:
             console.print(table_of(op, ran, everything))
-    for row in rows:
-        if row.status == "fail":
-            where = " ".join(filter(None, (row.op, f"[{row.case}]", row.dtype, _label(row), row.what)))
-            why = row.message or f"error {_number(row.error)}, allowed {_number(row.allowed)}"
-            console.print(f"[bold red]FAIL[/bold red] {escape(f'{where}: {why}')}")
+    for (op, backend, _), failed in failures(rows).items():
+        first = failed[0]
+        where = f"{op} on {backend}: {first.case}, {first.dtype} {first.what}".rstrip()
+        why = first.message or f"error {_number(first.error)}, allowed {_number(first.allowed)}"
+        more = f" (and {len(failed) - 1} more checks)" if len(failed) > 1 else ""
+        console.print(f"[bold red]FAIL[/bold red] {escape(f'{where}: {why}{more}')}", soft_wrap=True)
     refused = Counter((row.op, row.backend, row.message) for row in rows if row.status == "unsupported")
     for (op, backend, reason), count in refused.items():
-        console.print(f"[dim]{op} on {backend}: {count} cases not run: {escape(reason)}[/dim]")
+        console.print(f"[dim]{op} on {backend}: {count} cases not run: {escape(reason)}[/dim]", soft_wrap=True)
     counts = Counter(row.status for row in rows)
     colour = "red" if counts["fail"] else "green"
     console.print(f"[bold {colour}]{counts['pass']} passed, {counts['fail']} failed[/bold {colour}]")

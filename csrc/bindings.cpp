@@ -15,8 +15,13 @@ using release_gil = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.attr("compiler") = BIGKERN_COMPILER;
-  module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
-  module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
+  module.def("attention_forward", &bigkern::attention_forward, release_gil());
+  module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
+  module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
+  module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
   module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
+  module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
+  module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
 }

@@ -8,9 +8,26 @@
 
 namespace bigkern {
 
-void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
-                      const Tensor& zero_point);
-void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
+void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
+                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
+                       const Tensor& lse);
+void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query, const Tensor& key,
+                        const Tensor& value, const Tensor& attn_mask, const Tensor& output, const Tensor& lse,
+                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool needs_mask_grad,
+                        const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
+                        const Tensor& grad_attn_mask);
+
+void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
+                           const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
+                           const Tensor& total_weight);
+void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const Tensor& weight,
+                            const Tensor& lse, const Tensor& total_weight, int64_t ignore_index,
+                            const std::string& reduction, double label_smoothing, bool needs_target_grad,
+                            const Tensor& grad_input, const Tensor& grad_target);
+
+void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
+                         const std::string& activation, bool save_pre_activation, const Tensor& output,
+                         const Tensor& pre_activation);
 
 void linear_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::string& activation,
                         bool save_pre_activation, const Tensor& output, const Tensor& pre_activation);
@@ -18,5 +35,9 @@ void linear_act_backward(const Tensor& grad_output, const Tensor& input, const T
                          const std::string& activation, bool needs_input_grad, bool needs_weight_grad,
                          bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
                          const Tensor& grad_bias);
+
+void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
+                      const Tensor& zero_point);
+void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
 
 }  // namespace bigkern

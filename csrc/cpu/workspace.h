@@ -9,10 +9,10 @@ namespace bigkern {
 
 constexpr size_t kCacheLine = 64;
 
-// A growable, cache-line-aligned buffer. What is larger than kKeptBytes goes back when the Lease ends.
+// A growable, cache-line-aligned buffer. What is larger than kKeptBytes goes back after the call.
 class Workspace {
  public:
-  static constexpr size_t kKeptBytes = size_t{8} << 20;
+  static constexpr size_t kKeptBytes = size_t{64} << 20;
 
   Workspace() = default;
   Workspace(const Workspace&) = delete;

@@ -1,0 +1,48 @@
+"""Data sets that come with installed libraries: nothing is downloaded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass
+class Split:
+    """One part of a data set: inputs [count, ...] and integer targets [count]."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self):
+        return len(self.targets)
+
+    def batches(self, batch_size, generator=None):
+        """Batches of (inputs, targets), shuffled when a generator is given; the last may be smaller."""
+        order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
+        for rows in order.split(batch_size):
+            yield self.inputs[rows], self.targets[rows]
+
+
+def digits(seed=0, fractions=(0.7, 0.15, 0.15)):
+    """scikit-learn's 1797 handwritten digits (Alpaydin and Kaynak, 1998), scaled from 8x8 to 28x28, values in [0, 1].
+
+    Args:
+        seed: of the split.
+        fractions: of training, validation and test, which keep the classes' shares.
+
+    Returns:
+        (train, validation, test), each a `Split` of float32 inputs [count, 784] and int64 targets 0..9.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if abs(sum(fractions) - 1) > 1e-6 or min(fractions) <= 0:
+        raise ValueError(f"digits: fractions must be positive and add up to 1, got {tuple(fractions)}")
+    images, targets = load_digits(return_X_y=True)
+    images = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    inputs = torch.nn.functional.interpolate(images, size=(28, 28), mode="bilinear", align_corners=False).flatten(1)
+    rows = np.arange(len(targets))
+    train, rest = train_test_split(rows, train_size=fractions[0], stratify=targets, random_state=seed)
+    share = fractions[1] / (fractions[1] + fractions[2])
+    validation, test = train_test_split(rest, train_size=share, stratify=targets[rest], random_state=seed)
+    return tuple(Split(inputs[part], torch.from_numpy(targets[part])) for part in (train, validation, test))
