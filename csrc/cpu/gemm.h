@@ -8,19 +8,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "matrix.h"
 #include "microkernel.h"
 #include "pack.h"
 #include "parallel.h"
+#include "thin.h"
 #include "workspace.h"
 
 namespace bigkern {
-
-template <class T>
-struct Matrix {
-  const T* data;
-  int64_t rows, cols;
-  int64_t row_stride, col_stride;
-};
 
 template <class P>
 struct Blocking {
@@ -38,9 +33,6 @@ struct Range2d {
 struct ThreadGrid {
   int64_t rows, cols;
 };
-
-// Multiplications that are worth waking a thread for: about 5 microseconds of one core.
-constexpr double kWorkPerThread = 1 << 18;
 
 // The grid in which the slowest thread has least to do: multiplications, and packing of both operands.
 inline ThreadGrid choose_thread_grid(int64_t M, int64_t N, int64_t K, int64_t tile_rows, int64_t tile_cols) {
@@ -153,14 +145,19 @@ void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogu
   });
 }
 
+// Where dot products beat packing: measured on Zen 4, see benchmarks/results.
+inline bool is_thin(int64_t M, int64_t K) { return M <= 4 || (M <= 32 && K >= 256); }
+
 // epilogue(A B); a is [M, K], b is [K, N].
 template <class T, class Epilogue>
 void gemm(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
-#if defined(__AVX512F__)
+  const bool thin = b.row_stride == 1 && is_thin(a.rows, a.cols);
+#if defined(BIGKERN_BFLOAT16_DOT)
   if constexpr (std::is_same_v<T, bfloat16>)
-    if (has_bfloat16_dot()) return gemm_packed<PairReader>(a, b, epilogue);
+    if (has_bfloat16_dot())
+      return thin ? gemm_thin<ThinKernel<T, bfloat16>>(a, b, epilogue) : gemm_packed<PairReader>(a, b, epilogue);
 #endif
-  gemm_packed<WidenReader<T>>(a, b, epilogue);
+  thin ? gemm_thin<ThinKernel<T, acc_t<T>>>(a, b, epilogue) : gemm_packed<WidenReader<T>>(a, b, epilogue);
 }
 
 }  // namespace bigkern

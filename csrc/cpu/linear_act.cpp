@@ -10,11 +10,6 @@ template <class T>
 Matrix<T> matrix(const Tensor& tensor) {
   return {tensor.as<const T>(), tensor.sizes[0], tensor.sizes[1], tensor.strides[0], tensor.strides[1]};
 }
-template <class T>
-Matrix<T> transposed(const Matrix<T>& m) {
-  return {m.data, m.cols, m.rows, m.col_stride, m.row_stride};
-}
-
 // What becomes of the finished sums: bias, activation, and the stores. The outputs are contiguous.
 template <class T>
 struct LinearEpilogue {

@@ -77,8 +77,9 @@ void microkernel(int64_t steps, const A* a, const A* b, A* tile, int64_t tile_st
   }
 }
 
-#if defined(__AVX512F__)
 // AVX512_BF16 came later than the rest of this build's instructions: compiled apart, chosen when the CPU has it.
+#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 10)
+#define BIGKERN_BFLOAT16_DOT 1
 inline bool has_bfloat16_dot() {
   static const bool has = __builtin_cpu_supports("avx512bf16");
   return has;
@@ -118,7 +119,7 @@ __attribute__((target("avx512bf16"))) void microkernel_bfloat16(int64_t steps, c
 
 template <class P, int Rows, int Vectors>
 constexpr Microkernel<P> microkernel_for() {
-#if defined(__AVX512F__)
+#if defined(BIGKERN_BFLOAT16_DOT)
   if constexpr (std::is_same_v<P, bfloat16_pair>)
     return microkernel_bfloat16<Rows, Vectors>;
   else

@@ -4,11 +4,12 @@
 // is read in whole vectors; along the depth that means transposing in registers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <utility>
 
 #include "microkernel.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace bigkern {
 
@@ -19,40 +20,6 @@ struct Strip {
   int64_t width, depth;
   int64_t width_stride, depth_stride;
 };
-
-// ---- transposing in registers ---------------------------------------------------------------------------------------
-
-template <class V>
-constexpr int vector_lanes = kVectorBytes / static_cast<int>(sizeof(std::declval<V>()[0]));
-
-// {a[from], b[from], a[from + 1], b[from + 1], ...}
-template <int from, class V, int... Lane>
-inline V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, (from + Lane / 2 + Lane % 2 * vector_lanes<V>)...);
-#else
-  using Index = std::conditional_t<sizeof(a[0]) == 8, int64_t, int32_t>;
-  return __builtin_shuffle(a, b, vec<Index>{(from + Lane / 2 + Lane % 2 * vector_lanes<V>)...});
-#endif
-}
-
-// Riffling the two halves of the rows into each other log2(lanes) times transposes the square.
-template <class V>
-inline void transpose(V* rows) {
-  constexpr int kLanes = vector_lanes<V>;
-  using Lanes = std::make_integer_sequence<int, kLanes>;
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    V riffled[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      riffled[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2], Lanes{});
-      riffled[2 * i + 1] = interleave<kLanes / 2>(rows[i], rows[i + kLanes / 2], Lanes{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = riffled[i];
-  }
-}
 
 // ---- reading values as they are packed ------------------------------------------------------------------------------
 
@@ -113,6 +80,23 @@ struct PairReader {
 
 // ---- packing a panel ------------------------------------------------------------------------------------------------
 
+// One square of lanes x lanes values, read along the depth and written along the width. Not `full`: `rows` and `steps`
+// of them exist, the rest is zero.
+template <class Reader, bool full, class T>
+inline void pack_square(const Strip<T>& strip, int64_t w, int64_t rows, int64_t step, int64_t steps, int pitch,
+                        typename Reader::packed* to) {
+  using V = typename Reader::vector;
+  constexpr int kLanes = vector_lanes<V>;
+  V square[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    square[i] = full || i < rows ? Reader::along_depth(strip, w + i, step, full ? kLanes : steps) : V{};
+  transpose(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (full || i < steps) std::memcpy(to + i * pitch, &square[i], sizeof(V));
+}
+
 // Fills panel[step][w] for all steps and for w < pitch (a multiple of the vector); what lies beyond the strip is zero.
 template <class Reader, class T>
 void pack_panel(const Strip<T>& strip, int pitch, typename Reader::packed* panel) {
@@ -120,25 +104,29 @@ void pack_panel(const Strip<T>& strip, int pitch, typename Reader::packed* panel
   using V = typename Reader::vector;
   constexpr int kLanes = packed_lanes<P>;
   constexpr int kDepth = packed_traits<P>::depth;
-  const int64_t steps = (strip.depth + kDepth - 1) / kDepth;
-  auto put = [&](int64_t step, int64_t w, V values) { std::memcpy(panel + step * pitch + w, &values, sizeof(values)); };
+  const int64_t steps = (strip.depth + kDepth - 1) / kDepth, full_steps = strip.depth / kDepth;
 
   if (strip.depth_stride == 1) {
-    for (int64_t step = 0; step < steps; step += kLanes) {
-      const int64_t count = std::min<int64_t>(kLanes, steps - step);
-      for (int64_t w = 0; w < pitch; w += kLanes) {
-        V square[kLanes];
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-          square[i] = w + i < strip.width ? Reader::along_depth(strip, w + i, step, count) : V{};
-        transpose(square);
-        for (int64_t i = 0; i < count; ++i) put(step + i, w, square[i]);
-      }
+    for (int64_t w = 0; w < pitch; w += kLanes) {
+      const int64_t rows = strip.width - w;
+      int64_t step = 0;
+      if (rows >= kLanes)
+        for (; step + kLanes <= full_steps; step += kLanes)
+          pack_square<Reader, true>(strip, w, rows, step, kLanes, pitch, panel + step * pitch + w);
+      for (; step < steps; step += kLanes)
+        pack_square<Reader, false>(strip, w, rows, step, std::min<int64_t>(kLanes, steps - step), pitch,
+                                   panel + step * pitch + w);
     }
   } else if (strip.width_stride == 1) {
-    for (int64_t step = 0; step < steps; ++step)
-      for (int64_t w = 0; w < pitch; w += kLanes)
-        put(step, w, w < strip.width ? Reader::along_width(strip, w, step, strip.width - w) : V{});
+    for (int64_t w = 0; w < pitch; w += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, std::max<int64_t>(strip.width - w, 0));
+      for (int64_t step = 0; step < steps; ++step) {
+        V values = count == kLanes ? Reader::along_width(strip, w, step, kLanes)
+                   : count > 0     ? Reader::along_width(strip, w, step, count)
+                                   : V{};
+        std::memcpy(panel + step * pitch + w, &values, sizeof(values));
+      }
+    }
   } else {
     for (int64_t step = 0; step < steps; ++step)
       for (int64_t w = 0; w < pitch; ++w) panel[step * pitch + w] = w < strip.width ? Reader::one(strip, w, step) : P{};

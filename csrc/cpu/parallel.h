@@ -18,6 +18,9 @@ inline bool& in_forked_child() {
   return forked;
 }
 
+// Multiplications that are worth waking a thread for: about 5 microseconds of one core.
+constexpr double kWorkPerThread = 1 << 18;
+
 inline int available_threads() {
   if (in_forked_child() || omp_in_parallel()) return 1;
   return omp_get_max_threads();

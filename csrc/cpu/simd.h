@@ -136,7 +136,7 @@ inline vec<float> load(const bfloat16* p) {
 }
 inline vec<float> load(const half* p) {
 #if defined(__AVX512F__)
-  return (vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return (vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -167,6 +167,35 @@ inline void store(half* p, vec<float> v) {
 }
 
 // The first `count` lanes (fewer than a full vector); the others are zero. Never touches memory past the end.
+#if defined(__AVX512F__)
+inline uint32_t first_lanes(int64_t count) { return (uint32_t{1} << count) - 1; }
+inline vec<float> load_partial(const float* p, int64_t count) {
+  return (vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(count)), p);
+}
+inline vec<double> load_partial(const double* p, int64_t count) {
+  return (vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(count)), p);
+}
+template <class T>
+inline vec<float> load_partial(const T* p, int64_t count) {
+  T buffer[lanes<float>];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(buffer),
+                      _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes(count)), p));
+  return load(buffer);
+}
+inline void store_partial(float* p, vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_lanes(count)), (__m512)v);
+}
+inline void store_partial(double* p, vec<double> v, int64_t count) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(count)), (__m512d)v);
+}
+template <class T>
+inline void store_partial(T* p, vec<float> v, int64_t count) {
+  T buffer[lanes<float>];
+  store(buffer, v);
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(first_lanes(count)),
+                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(buffer)));
+}
+#else
 template <class T>
 inline vec<acc_t<T>> load_partial(const T* p, int64_t count) {
   T buffer[lanes<acc_t<T>>] = {};
@@ -179,6 +208,7 @@ inline void store_partial(T* p, vec<acc_t<T>> v, int64_t count) {
   store(buffer, v);
   std::memcpy(p, buffer, static_cast<size_t>(count) * sizeof(T));
 }
+#endif
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
 
