@@ -81,15 +81,14 @@ BIGKERN_ALWAYS_INLINE void over_query_vectors(const Tile& tile, const Body& body
   for (int64_t i = 0; i < tile.queries; i += lanes<A>) body(i);
 }
 
-// Packed operands of as many (batch, kv head) pairs as fit the cache are made at once, then used by all threads.
+// Packed operands of as many (batch, kv head) pairs as fit the threads' caches are made at once, then used by all.
 struct HeadWaves {
   int64_t heads, size;
 
   HeadWaves(int64_t heads, size_t bytes_per_head) : heads(heads) {
-    constexpr size_t kCacheBytes = size_t{16} << 20;
-    int64_t fitting = static_cast<int64_t>(kCacheBytes / std::max<size_t>(1, bytes_per_head));
-    int64_t threads = available_threads();
-    size = std::min(heads, std::max(threads, fitting / threads * threads));
+    constexpr size_t kCacheBytes = size_t{512} << 10;
+    int64_t heads_per_thread = static_cast<int64_t>(kCacheBytes / std::max<size_t>(1, bytes_per_head));
+    size = std::min(heads, available_threads() * std::max<int64_t>(1, heads_per_thread));
   }
 };
 
@@ -109,7 +108,7 @@ template <class E, class A = acc_t<E>>
 void multiply_keys_by_queries(const Tile& tile, const E* a, int64_t padded_k, const E* b, int64_t depth, A factor,
                               A* target) {
   constexpr int kLanes = lanes<A>;
-  over_columns<E>(tile.queries, [&](auto vectors, int64_t col) {
+  over_columns<E>(tile.queries, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     int64_t keys = tile.keys_visible_to(col + kPanel<E>);
     for (int64_t key = 0; key < keys; key += kTileRows) {
@@ -133,7 +132,7 @@ void accumulate_over_keys(const Tile& tile, const E* weights, const E* b, int64_
                           const A* rescale, A* sums) {
   constexpr int kLanes = lanes<A>;
   int64_t row_size = round_up(cols, kPanel<E>);
-  over_columns<E>(cols, [&](auto vectors, int64_t col) {
+  over_columns<E>(cols, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     const E* panel = b + col * (padded_k / kDepth<E>)+tile.k0 / kDepth<E> * kPanel<E>;
     for (int64_t query = 0; query < tile.queries; query += kTileRows) {
