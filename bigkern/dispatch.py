@@ -21,19 +21,17 @@ class Unsupported(RuntimeError):
     """A forced backend cannot run a call; the message says why."""
 
 
-# Read once: looking it up would cost more than the rest of a choice.
-_FROM_ENVIRONMENT = os.environ.get("BIGKERN_BACKEND")
-
-_forced: ContextVar[str | None] = ContextVar("bigkern_backend", default=None)
-_recorder: ContextVar[list | None] = ContextVar("bigkern_recorder", default=None)
-
-
 def _checked(name: str | None) -> str | None:
     if name in (None, "", "auto"):
         return None
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; one of auto, {', '.join(BACKENDS)}")
     return name
+
+
+_forced: ContextVar[str | None] = ContextVar("bigkern_backend", default=None)
+_recorder: ContextVar[list | None] = ContextVar("bigkern_recorder", default=None)
+_from_environment = _checked(os.environ.get("BIGKERN_BACKEND"))
 
 
 @contextmanager
@@ -58,8 +56,10 @@ def use_backend(name: str):
 
 def forced_backend() -> str | None:
     """The backend that a `use_backend` block or BIGKERN_BACKEND asks for; None for `auto`."""
-    name = _forced.get() or _FROM_ENVIRONMENT
-    return _checked(name) if name else None
+    forced = _forced.get()
+    if forced is None:
+        return _from_environment
+    return None if forced == "auto" else forced
 
 
 @dataclass
@@ -109,6 +109,16 @@ def run(kernel, args):
     if reason:
         raise Unsupported(f"{kernel.module}: backend {forced_backend()!r} cannot run {kernel.name}: {reason}")
     return BACKENDS[backend].run(kernel, args)
+
+
+def leave_to_torch(op: str, device: str, reason: str) -> bool:
+    """True on `auto`: the op then calls PyTorch's own function. For calls so small that going through a `Kernel` at all
+    would cost more than PyTorch's function costs in all; `reason` says how that was measured."""
+    if forced_backend() is not None:
+        return False
+    if (recorder := _recorder.get()) is not None:
+        recorder.append(Decision(op, device, "torch", dict.fromkeys((b for b in BACKENDS if b != "torch"), reason)))
+    return True
 
 
 def _decide(kernel, args) -> Decision:

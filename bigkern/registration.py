@@ -9,36 +9,38 @@ import os
 from collections.abc import Callable
 
 import torch
+from torch._C import _is_any_autocast_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.compiler import is_compiling
 
 from . import dispatch
 
 LIBRARY = torch.library.Library("bigkern", "DEF")
 # Every kernel by name, in the order of definition.
 KERNELS: dict[str, "Kernel"] = {}
+PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, str, bool, int, float, type(None)))
 DEVICE_KEYS = ("CPU", "CUDA")
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
 POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
 
 
-# What `plain_eager` asks of PyTorch, bound once: it runs before every call of every op.
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_autocast_enabled = torch._C._is_any_autocast_enabled
-_functorch_level = torch._C._functorch.peek_interpreter_stack
-_PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
-
-
 def plain_eager(args) -> bool:
     """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
-    if torch.compiler.is_compiling() or _dispatch_modes() or _function_modes() or _autocast_enabled():
+    if is_compiling() or _len_torch_dispatch_stack() or _is_any_autocast_enabled():
         return False
-    if _functorch_level() is not None:
+    if _len_torch_function_stack() or peek_interpreter_stack() is not None:
         return False
-    for arg in args:
-        if isinstance(arg, torch.Tensor) and type(arg) not in _PLAIN_TENSORS:
+    for arg in args:  # noqa: SIM110 - a generator would cost as much as all the rest
+        if type(arg) not in PLAIN_TYPES and isinstance(arg, torch.Tensor):
             return False
     return True
+
+
+def too_small(op: str, reason: str, *tensors) -> bool:
+    """True where an op should call PyTorch's own function although a kernel of ours could run: eagerly, on CPU tensors,
+    on `auto`. The op asks when its own measurement says that a call of this size costs more than it saves."""
+    return tensors[0].is_cpu and plain_eager(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
 
 
 class Kernel:
@@ -74,6 +76,7 @@ class Kernel:
     ):
         self.name = schema.partition("(")[0]
         self.schema = schema
+        self._takes_dtype = "ScalarType" in schema
         self.module = module
         self.allocate = allocate
         self.torch = torch
@@ -87,7 +90,6 @@ class Kernel:
     def _register(self, setup_context, backward, autocast):
         KERNELS[self.name] = self
         LIBRARY.define(self.schema)
-        self._takes_dtype = "ScalarType" in self.schema
         self.op = getattr(torch.ops.bigkern, self.name).default
         self._returns_tuple = len(self.op._schema.returns) > 1
         for key in DEVICE_KEYS:

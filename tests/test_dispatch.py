@@ -122,3 +122,26 @@ def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
     input.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+SMALL_AND_LARGE = {
+    "linear_act": (lambda n: (torch.randn(n, n), torch.randn(n, n)), 8, 128),
+    "cross_entropy": (lambda n: (torch.randn(n, n), torch.randint(n, (n,))), 8, 512),
+    "attention": (lambda n: tuple(torch.randn(1, 1, n, 16) for _ in range(3)), 4, 256),
+}
+
+
+@pytest.mark.parametrize("op", SMALL_AND_LARGE)
+def test_auto_leaves_very_small_calls_to_pytorch_and_says_so(op):
+    """There a call's own cost outweighs the kernel's gain. Forcing a backend still runs the kernel."""
+    make, small, large = SMALL_AND_LARGE[op]
+    function = getattr(bigkern, op)
+    (decision,) = bigkern.explain(function, *make(small))
+    assert decision.chosen == "torch"
+    assert "measured faster below" in decision.reasons["cpu"]
+    assert bigkern.explain(function, *make(large))[0].chosen == "cpu"
+    inputs = make(small)
+    with bigkern.use_backend("cpu"):
+        assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
+        ours = function(*inputs)
+    torch.testing.assert_close(function(*inputs), ours)

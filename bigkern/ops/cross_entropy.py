@@ -14,10 +14,13 @@ gradient in one more pass; no softmax is ever stored.
 
 import torch
 
-from ..registration import Kernel
+from ..registration import Kernel, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum")
+# Below this many logits, what a call costs before and after its kernel outweighs what the kernel saves.
+SMALL = 16384
+SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} logits (benchmarks/bench_overhead.py)"
 
 
 def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -45,6 +48,10 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
     """
     has_probabilities = target.shape == input.shape
     _check(input, target, weight, ignore_index, reduction, label_smoothing, has_probabilities)
+    if weight is None and input.numel() < SMALL and too_small("cross_entropy", SMALL_REASON, input, target):
+        return torch.nn.functional.cross_entropy(
+            input, target, None, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
     if has_probabilities:
         dtype = torch.promote_types(input.dtype, target.dtype)
         if weight is not None:
