@@ -1,11 +1,28 @@
-"""bigkern: hand-written compute kernels that drop in for PyTorch's own operators."""
+"""bigkern: hand-written compute kernels that drop in for PyTorch's own operators.
 
-from .dispatch import explain, use_backend
-from .ops.quantize import dequantize, quantize
+`import bigkern.functional as F` in place of torch.nn.functional, `bigkern.nn` in place of torch.nn. Without torch only
+`bigkern.reference` (NumPy) and `bigkern._C` (the C++ kernels on NumPy arrays) can be used.
+"""
+
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
+if find_spec("torch"):
+    from .dispatch import explain, use_backend
+    from .ops.attention import attention, attention_with_lse
+    from .ops.quantize import dequantize, quantize
+else:
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module 'bigkern' has no attribute {name!r}")
+        raise ImportError(f"bigkern.{name} needs PyTorch 2.10 or later, which is not installed: pip install torch")
+
+
 __all__ = [
+    "attention",
+    "attention_with_lse",
     "dequantize",
     "explain",
     "quantize",

@@ -16,6 +16,11 @@ from .backends import BACKENDS
 # The order in which `auto` asks, by device type; what is not listed goes to PyTorch.
 AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
+
+class Unsupported(RuntimeError):
+    """A forced backend cannot run a call; the message says why."""
+
+
 _forced: ContextVar[str | None] = ContextVar("bigkern_backend", default=None)
 _recorder: ContextVar[list | None] = ContextVar("bigkern_recorder", default=None)
 
@@ -38,7 +43,8 @@ def use_backend(name: str):
 
     Raises:
         ValueError: the name is none of these.
-        RuntimeError: raised by an op in the block that the backend cannot run, with the reason.
+        RuntimeError: raised (as `dispatch.Unsupported`) by an op in the block that the backend cannot run, with the
+            reason.
     """
     token = _forced.set(_checked(name) or "auto")
     try:
@@ -97,7 +103,7 @@ def run(kernel, args):
         return kernel.allocate(*args)
     backend, reason = choose(kernel, args)
     if reason:
-        raise RuntimeError(f"{kernel.module}: backend {forced_backend()!r} cannot run {kernel.name}: {reason}")
+        raise Unsupported(f"{kernel.module}: backend {forced_backend()!r} cannot run {kernel.name}: {reason}")
     return BACKENDS[backend].run(kernel, args)
 
 

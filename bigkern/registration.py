@@ -13,6 +13,8 @@ import torch
 from . import dispatch
 
 LIBRARY = torch.library.Library("bigkern", "DEF")
+# Every kernel by name, in the order of definition.
+KERNELS: dict[str, "Kernel"] = {}
 DEVICE_KEYS = ("CPU", "CUDA")
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
@@ -75,6 +77,7 @@ class Kernel:
         self._register(setup_context, backward, autocast)
 
     def _register(self, setup_context, backward, autocast):
+        KERNELS[self.name] = self
         LIBRARY.define(self.schema)
         self.op = getattr(torch.ops.bigkern, self.name).default
         self._returns_tuple = len(self.op._schema.returns) > 1
@@ -165,7 +168,7 @@ def _backward_through(function):
         create_graph = torch.is_grad_enabled()
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
-        with torch.enable_grad():
+        with torch.enable_grad(), torch._C._DisableAutocast():
             # An alias for each place: the same tensor passed twice gets two gradients, not one doubled.
             wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
             for i in wanted:

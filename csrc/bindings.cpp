@@ -7,7 +7,14 @@
 namespace py = pybind11;
 using release_gil = py::call_guard<py::gil_scoped_release>;
 
+#ifdef __clang__
+#define BIGKERN_COMPILER __VERSION__
+#else
+#define BIGKERN_COMPILER "GCC " __VERSION__
+#endif
+
 PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
+  module.attr("compiler") = BIGKERN_COMPILER;
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("attention_forward", &bigkern::attention_forward, release_gil());

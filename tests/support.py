@@ -3,16 +3,17 @@
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 import bigkern
 from bigkern import _C
 from bigkern.backends import cpu
+from bigkern.backends.reference import to_numpy as to_oracle
+from bigkern.policy import FEW, assert_within_policy, max_error, tolerance
+
+__all__ = ["FEW", "LOW_PRECISION", "PLACES", "Place", "assert_within_policy", "max_error", "to_oracle", "tolerance"]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-# "a few ulp" of the numerical policy.
-FEW = 4
 
 
 @dataclass(frozen=True)
@@ -59,42 +60,3 @@ def _places():
 
 
 PLACES = _places()
-
-
-def to_oracle(value):
-    """A tensor as float64 (or integer) NumPy; anything else as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.detach().cpu()
-    return (value.double() if value.is_floating_point() else value).numpy()
-
-
-def max_error(actual, oracle) -> float:
-    """Largest absolute difference; NaN and infinities must be in the same places, else the error is infinite."""
-    actual, oracle = np.asarray(to_oracle(actual), np.float64), np.asarray(to_oracle(oracle), np.float64)
-    assert actual.shape == oracle.shape, f"shape {actual.shape}, the oracle has {oracle.shape}"
-    finite = np.isfinite(oracle)
-    if not np.array_equal(actual[~finite], oracle[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
-        return float("inf")
-    return float(np.abs(actual[finite] - oracle[finite]).max(initial=0))
-
-
-def tolerance(oracle, torch_result, dtype) -> float:
-    """The numerical policy: twice PyTorch's own error in the same dtype, plus a few ulp of the largest value."""
-    oracle = np.asarray(to_oracle(oracle), np.float64)
-    finite = oracle[np.isfinite(oracle)]
-    ulp = torch.finfo(dtype).eps * np.abs(finite).max(initial=0)
-    # Below the normal range an ulp no longer shrinks with the value.
-    ulp = max(ulp, torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps)
-    torch_error = max_error(torch_result, oracle) if torch_result is not None else 0.0
-    return 2 * (torch_error if np.isfinite(torch_error) else 0.0) + FEW * float(ulp)
-
-
-def assert_within_policy(actual, oracle, torch_result, dtype=None, what=""):
-    """`actual` is as close to the float64 oracle as the numerical policy asks.
-
-    `torch_result` is PyTorch's own answer in the same dtype on the same inputs (None: a few ulp hold).
-    """
-    dtype = dtype or actual.dtype
-    error, allowed = max_error(actual, oracle), tolerance(oracle, torch_result, dtype)
-    assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g} ({dtype})"

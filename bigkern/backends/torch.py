@@ -1,4 +1,5 @@
-"""PyTorch's own operators, composed in each op's file: the declared choice where no kernel of ours applies."""
+"""PyTorch's own operators, composed in each op's file (attention's in torch_attention.py): the declared choice where no
+kernel of ours applies."""
 
 import torch
 
@@ -8,6 +9,7 @@ def unavailable() -> str | None:
 
 
 def run(kernel, args):
-    with torch.no_grad():
+    # Under autocast a composition would round its own intermediates; the op has cast its inputs already.
+    with torch.no_grad(), torch._C._DisableAutocast():
         outputs = kernel.torch(*args)
     return outputs

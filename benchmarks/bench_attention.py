@@ -1,0 +1,46 @@
+"""attention against F.scaled_dot_product_attention, which on a CPU is a flash attention too."""
+
+import torch
+import torch.nn.functional as F
+
+import bigkern
+
+from .common import Case
+
+OPS = ("attention",)
+
+
+def _case(name, batch, heads, len_q, kv_heads=None, len_k=None, causal=False, dtype=torch.float32, train=True):
+    kv_heads, len_k, head_dim = kv_heads or heads, len_k or len_q, 64
+    options = {"is_causal": causal, "enable_gqa": kv_heads != heads}
+
+    def inputs(device):
+        query = torch.randn(batch, heads, len_q, head_dim, device=device).to(dtype)
+        key, value = (torch.randn(batch, kv_heads, len_k, head_dim, device=device).to(dtype) for _ in range(2))
+        return {"query": query, "key": key, "value": value}
+
+    dtype_name = str(dtype).removeprefix("torch.")
+    flops = 4 * batch * heads * len_q * len_k * head_dim * (0.5 if causal else 1)
+    nbytes = 2 * batch * head_dim * (heads * len_q + kv_heads * len_k) * dtype.itemsize
+    return Case(
+        f"{name} {dtype_name}",
+        inputs,
+        lambda query, key, value: bigkern.attention(query, key, value, **options),
+        lambda query, key, value: F.scaled_dot_product_attention(query, key, value, **options),
+        flops=flops,
+        bytes=nbytes,
+        peak=dtype_name,
+        gradients=("query", "key", "value") if train else (),
+        train_flops=3.5 * flops,  # the backward has five products where the forward has two
+        train_bytes=3 * nbytes,
+    )
+
+
+CASES = [
+    _case("1x12x512x64", 1, 12, 512),
+    _case("2x8x1024x64 causal", 2, 8, 1024, causal=True),
+    _case("8x12x128x64", 8, 12, 128),
+    _case("1x32/8x256x64 causal", 1, 32, 256, kv_heads=8, causal=True),
+    _case("decode 4x32/8, 1024 keys", 4, 32, 1, kv_heads=8, len_k=1024, train=False),
+    _case("1x12x512x64", 1, 12, 512, dtype=torch.bfloat16),
+]

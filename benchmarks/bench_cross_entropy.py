@@ -1,0 +1,40 @@
+"""cross_entropy against F.cross_entropy, from ten classes to a language model's vocabulary."""
+
+import torch
+import torch.nn.functional as F
+
+import bigkern
+
+from .common import Case
+
+OPS = ("cross_entropy",)
+
+
+def _case(N, C, dtype=torch.float32, **options):
+    def inputs(device):
+        return {
+            "input": torch.randn(N, C, device=device).to(dtype),
+            "target": torch.randint(0, C, (N,), device=device),
+        }
+
+    nbytes = N * C * dtype.itemsize
+    suffix = "".join(f" {name} {value}" for name, value in options.items())
+    return Case(
+        f"{N}x{C} {str(dtype).removeprefix('torch.')}{suffix}",
+        inputs,
+        lambda input, target: bigkern.cross_entropy(input, target, **options),
+        lambda input, target: F.cross_entropy(input, target, **options),
+        bytes=nbytes,
+        gradients=("input",),
+        train_bytes=3 * nbytes,  # forward reads; backward reads and writes
+    )
+
+
+CASES = [
+    _case(32, 10),
+    _case(1024, 1000),
+    _case(1024, 32000),
+    _case(64, 128256),
+    _case(64, 128256, torch.bfloat16),
+    _case(1024, 1000, label_smoothing=0.1),
+]

@@ -1,0 +1,288 @@
+"""What `bigkern verify` checks: a case is inputs, the bigkern call and PyTorch's own call, on the same named inputs.
+
+The oracle needs no line here: it is the bigkern call in float64 on the `reference` backend. Floating inputs are drawn
+in float32 and rounded to the dtype under test. Sizes are odd, so that every kernel meets its remainders.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import bigkern
+
+ALL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to check.
+
+    `bigkern` and `torch` take the inputs by name and return a tensor, or a dict of named tensors; gradients of
+    `gradients` (names of inputs) are checked too.
+    """
+
+    op: str
+    name: str
+    inputs: Callable[[], dict[str, torch.Tensor]]
+    bigkern: Callable
+    torch: Callable
+    gradients: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = ALL_DTYPES
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def _attention(name, heads=4, kv_heads=4, len_q=33, len_k=33, mask=None, **options):
+    def inputs():
+        drawn = {
+            "query": torch.randn(2, heads, len_q, 40),
+            "key": torch.randn(2, kv_heads, len_k, 40),
+            "value": torch.randn(2, kv_heads, len_k, 40),
+        }
+        return drawn if mask is None else {**drawn, "attn_mask": mask(len_q, len_k)}
+
+    gradients = ("query", "key", "value", "attn_mask") if mask is _float_mask else ("query", "key", "value")
+    return Case(
+        "attention",
+        name,
+        inputs,
+        lambda **tensors: bigkern.attention(**tensors, **options),
+        lambda **tensors: F.scaled_dot_product_attention(**tensors, **options),
+        gradients,
+    )
+
+
+def _bool_mask(len_q, len_k):
+    mask = torch.rand(len_q, len_k) < 0.6
+    mask[:, 0] = True
+    mask[len_q // 2] = False  # one query that sees nothing
+    return mask
+
+
+def _float_mask(len_q, len_k):
+    return torch.randn(2, 1, len_q, len_k)
+
+
+ATTENTION = [
+    _attention("self"),
+    _attention("cross 17x50, scale 0.3", len_q=17, len_k=50, scale=0.3),
+    _attention("causal", is_causal=True),
+    _attention("causal 20x37", len_q=20, len_k=37, is_causal=True),
+    _attention("bool mask", mask=_bool_mask),
+    _attention("additive mask", mask=_float_mask),
+    _attention("grouped queries 4/2", kv_heads=2, enable_gqa=True),
+    _attention("one query, grouped 4/1", kv_heads=1, len_q=1, len_k=65, enable_gqa=True),
+]
+
+
+# ---- linear_act ------------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def _linear_act(activation, M=33, N=37, K=65, bias=True):
+    def inputs():
+        drawn = {"input": torch.randn(M, K), "weight": torch.randn(N, K) / K**0.5}
+        return {**drawn, "bias": torch.randn(N)} if bias else drawn
+
+    function = ACTIVATIONS[activation]
+    return Case(
+        "linear_act",
+        f"{activation} {M}x{K}x{N}" + ("" if bias else ", no bias"),
+        inputs,
+        lambda **tensors: bigkern.linear_act(**tensors, activation=activation),
+        lambda **tensors: function(F.linear(**tensors)),
+        ("input", "weight", "bias") if bias else ("input", "weight"),
+    )
+
+
+LINEAR_ACT = [
+    *(_linear_act(activation) for activation in ACTIVATIONS),
+    _linear_act("relu", bias=False),
+    _linear_act("gelu", M=1, N=129, K=130),
+]
+
+
+# ---- cross_entropy ---------------------------------------------------------------------------------------------------
+
+
+def _cross_entropy(name, shape=(23, 101), weight=False, probabilities=False, ignored=False, **options):
+    N, C, *rest = shape
+
+    def inputs():
+        drawn = {"input": torch.randn(shape) * 3}
+        if probabilities:
+            drawn["target"] = torch.softmax(torch.randn(shape), 1)
+        else:
+            drawn["target"] = torch.randint(0, C, (N, *rest))
+        if ignored:
+            drawn["target"].view(-1)[::3] = options.get("ignore_index", -100)
+        return {**drawn, "weight": torch.rand(C) + 0.5} if weight else drawn
+
+    return Case(
+        "cross_entropy",
+        name,
+        inputs,
+        lambda **tensors: bigkern.cross_entropy(**tensors, **options),
+        lambda **tensors: F.cross_entropy(**tensors, **options),
+        ("input", "target") if probabilities else ("input",),
+    )
+
+
+CROSS_ENTROPY = [
+    _cross_entropy("mean"),
+    _cross_entropy("sum", reduction="sum"),
+    _cross_entropy("none", reduction="none"),
+    _cross_entropy("32x1000", shape=(32, 1000)),
+    _cross_entropy("ignore_index", ignored=True, ignore_index=7),
+    _cross_entropy("class weights, smoothing", weight=True, ignored=True, label_smoothing=0.1),
+    _cross_entropy("probabilities, smoothing", probabilities=True, label_smoothing=0.1),
+    _cross_entropy("images 3x11x5x7", shape=(3, 11, 5, 7)),
+]
+
+
+# ---- quantize --------------------------------------------------------------------------------------------------------
+
+
+def rounding(input, qinput, scale, zero_point, axis):
+    """How far each x / scale is from the integer that stands for it: at most 1/2, and the same whichever way a tie that
+    only rounding makes is broken, which the integers themselves are not."""
+    if axis is not None:
+        shape = [1] * input.ndim
+        shape[axis] = -1
+        scale = scale.reshape(shape)
+        zero_point = zero_point.reshape(shape) if zero_point is not None else None
+    steps = qinput.double() - (zero_point.double() if zero_point is not None else 0)
+    return (input.double() / scale.double() - steps).abs().to(scale.dtype)
+
+
+def _scale_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _quantize_composed(input, axis, symmetric):
+    """The formula of bigkern.quantize as a PyTorch user would write it."""
+    x = input.to(_scale_dtype(input.dtype))
+    others = [d for d in range(x.ndim) if axis is None or d != axis]
+    if symmetric:
+        scale = x.abs().amax(others, keepdim=True) / 127
+        qinput, zero_point = torch.round(x / scale).clamp(-127, 127).to(torch.int8), None
+    else:
+        lo, hi = x.amin(others, keepdim=True).clamp(max=0), x.amax(others, keepdim=True).clamp(min=0)
+        scale = (hi - lo) / 255
+        zero_point = torch.round(-128 - lo / scale).clamp(-128, 127)
+        qinput = (torch.round(x / scale) + zero_point).clamp(-128, 127).to(torch.int8)
+        zero_point = zero_point.to(torch.int32).flatten()
+    shape = () if axis is None else (input.shape[axis],)
+    return qinput, scale.reshape(shape), None if zero_point is None else zero_point.reshape(shape)
+
+
+def _quantize(name, shape, axis, symmetric):
+    def outcome(quantize):
+        def call(input):
+            qinput, scale, zero_point = quantize(input, axis=axis, symmetric=symmetric)
+            found = {"scale": scale, "rounding": rounding(input, qinput, scale, zero_point, axis)}
+            return found if symmetric else {**found, "zero_point": zero_point}
+
+        return call
+
+    return Case(
+        "quantize",
+        name,
+        lambda: {"input": torch.randn(shape) * 3 + 1},
+        outcome(bigkern.quantize),
+        outcome(_quantize_composed),
+    )
+
+
+def _dequantize(name, axis, symmetric):
+    def inputs():
+        groups = () if axis is None else (37,)
+        return {
+            "qinput": torch.randint(-128, 128, (37, 65), dtype=torch.int8),
+            "scale": torch.rand(groups) + 0.1,
+            "zero_point": torch.randint(-20, 20, groups, dtype=torch.int32),
+        }
+
+    def ours(qinput, scale, zero_point):
+        zero_point = None if symmetric else zero_point
+        dtype = scale.dtype
+        scale = scale.to(_scale_dtype(dtype))
+        return bigkern.dequantize(qinput, scale, zero_point, axis=axis, dtype=dtype)
+
+    def theirs(qinput, scale, zero_point):
+        wide = scale.to(_scale_dtype(scale.dtype))
+        steps = qinput if symmetric else qinput - (zero_point if axis is None else zero_point[:, None])
+        return (steps * (wide if axis is None else wide[:, None])).to(scale.dtype)
+
+    return Case("quantize", name, inputs, ours, theirs, ("scale",))
+
+
+QUANTIZE = [
+    _quantize("per tensor", (37, 65), None, True),
+    _quantize("per row", (37, 65), 0, True),
+    _quantize("per channel, axis 1", (5, 12, 33), 1, True),
+    _quantize("per tensor, affine", (37, 65), None, False),
+    _quantize("per row, affine", (37, 65), 0, False),
+    _dequantize("back, per tensor", None, True),
+    _dequantize("back, per row, affine", 0, False),
+]
+
+
+# ---- int8_linear -----------------------------------------------------------------------------------------------------
+
+
+def _int8_linear_composed(input, qweight, weight_scale, bias=None, activation="none"):
+    """The formula of bigkern.int8_linear as a PyTorch user would write it."""
+    wide = _scale_dtype(input.dtype)
+    qinput, row_scale, _ = _quantize_composed(input, 0, True)
+    sums = (qinput.to(torch.float64) @ qweight.to(torch.float64).T).to(wide)  # exact: integers below 2^53
+    pre = sums * row_scale[:, None] * weight_scale
+    if bias is not None:
+        pre = pre + bias
+    return ACTIVATIONS[activation](pre).to(input.dtype)
+
+
+def _int8_linear(activation, M=33, N=37, K=65, bias=True):
+    def inputs():
+        drawn = {
+            "input": torch.randn(M, K),
+            "qweight": torch.randint(-127, 128, (N, K), dtype=torch.int8),
+            "weight_scale": (torch.rand(N) + 0.5) / 127,
+        }
+        return {**drawn, "bias": torch.randn(N)} if bias else drawn
+
+    def outcome(int8_linear):
+        # Scales of weights are float32 whatever the dtype of the input.
+        return lambda weight_scale, **tensors: int8_linear(
+            weight_scale=weight_scale.float(), activation=activation, **tensors
+        )
+
+    return Case(
+        "int8_linear",
+        f"{activation} {M}x{K}x{N}" + ("" if bias else ", no bias"),
+        inputs,
+        outcome(lambda **tensors: bigkern.int8_linear(**tensors)),
+        outcome(_int8_linear_composed),
+    )
+
+
+INT8_LINEAR = [
+    *(_int8_linear(activation) for activation in ACTIVATIONS),
+    _int8_linear("none", bias=False),
+    _int8_linear("relu", M=1, N=130, K=129),
+]
+
+CASES = [*ATTENTION, *LINEAR_ACT, *CROSS_ENTROPY, *QUANTIZE, *INT8_LINEAR]
+OPS = tuple(dict.fromkeys(case.op for case in CASES))

@@ -1,0 +1,173 @@
+import importlib
+import json
+import time
+
+import pytest
+import torch
+from bigkern.benchmarks import common, report, suite
+from click.testing import CliRunner
+
+from bigkern import cli
+from bigkern.backends import cpu
+
+RESULT_KEYS = {
+    "case",
+    "pass",
+    "backends",
+    "timings",
+    "not_compiled",
+    "ratio",
+    "gflops",
+    "gbps",
+    "bound",
+    "share_of_limit",
+}
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(cli.main, ["bench", *map(str, arguments)], env={"COLUMNS": "100"})
+
+
+def test_timing_tells_twice_the_work_from_once():
+    wait = lambda seconds: lambda: time.sleep(seconds)  # noqa: E731
+    times = common.take_turns({"once": wait(0.004), "twice": wait(0.008)}, 0.2)
+    once, twice = (common.summary(values)["median_s"] for values in times.values())
+    assert 0.004 <= once < 0.008 <= twice
+    assert len(times["once"]) == len(times["twice"]) >= common.MIN_ROUNDS
+
+
+def test_candidates_take_turns():
+    calls = []
+    common.take_turns({name: lambda name=name: (calls.append(name), time.sleep(0.003)) for name in "ab"}, 0.0)
+    timed = calls[-2 * common.MIN_ROUNDS :]
+    assert all(set(timed[i : i + 2]) == {"a", "b"} for i in range(0, len(timed), 2))
+
+
+def test_bind_gives_a_call_the_inputs_that_it_names():
+    assert common.bind(lambda b, a: (a, b), {"a": 1, "b": 2, "c": 3})() == (1, 2)
+
+
+def test_limits_are_plausible_and_the_nearer_one_binds():
+    limits = common.Limits("cpu", seconds=0.01)
+    assert limits.bandwidth(1 << 20) > 1e7
+    assert limits.peak("float32") > 1e8
+    seconds, bound = limits.seconds_for(1e9, 1e3, "float32")
+    assert bound == "compute"
+    assert seconds == pytest.approx(1e9 / limits.peak("float32"))
+    assert limits.seconds_for(1e3, 1 << 20, "float32")[1] == "memory"
+
+
+@pytest.mark.parametrize("name", suite.SUITES)
+def test_every_case_agrees_with_pytorch_and_differentiates(name):
+    module = importlib.import_module(f"bigkern.benchmarks.bench_{name}")
+    assert len({case.name for case in module.CASES}) == len(module.CASES)
+    smallest = min(module.CASES, key=lambda case: case.flops + case.bytes)
+    inputs = smallest.inputs("cpu")
+    suite.require_agreement(smallest, inputs)
+    with suite.deprecated_peers():
+        for peer in smallest.peers.values():
+            common.bind(peer, inputs)()
+    if smallest.gradients:
+        for leaf in smallest.gradients:
+            inputs[leaf].requires_grad_()
+        grads = suite.training_step(smallest.bigkern, inputs, smallest.gradients)()
+        assert [grad.shape for grad in grads] == [inputs[leaf].shape for leaf in smallest.gradients]
+
+
+def test_quick_run_writes_a_whole_record(run, tmp_path):
+    path = tmp_path / "results.json"
+    result = run("--op", "overhead", "--only", "quantize", "--quick", "--json", path)
+    assert result.exit_code == 0, result.stderr
+    (record,) = json.loads(path.read_text())
+    assert record["suite"] == "overhead"
+    assert {"device", "date", "commit", "processor", "threads", "instruction_set", "versions"} <= set(
+        record["environment"]
+    )
+    (case,) = record["results"]
+    assert set(case) == RESULT_KEYS
+    assert case["backends"] == ["cpu"]
+    timings = case["timings"]
+    assert set(timings) == {"bigkern", "eager"}
+    assert 0 < timings["bigkern"]["min_s"] <= timings["bigkern"]["median_s"]
+    assert case["ratio"]["eager"] == pytest.approx(timings["eager"]["median_s"] / timings["bigkern"]["median_s"])
+    assert "quantize 4x8" in result.stdout
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 100
+
+
+def test_compiled_peer_is_timed_with_backward():
+    module = importlib.import_module("bigkern.benchmarks.bench_overhead")
+    case = next(case for case in module.CASES if case.gradients)
+    result = suite.measure(case, common.Limits("cpu", 0.01), 0.01, training=True, compiled=True)
+    assert result["pass"] == "forward+backward"
+    assert ("compile" in result["ratio"]) != bool(result["not_compiled"])
+
+
+def test_a_wrong_op_is_not_timed(run, monkeypatch):
+    honest = cpu.run
+
+    def dishonest(kernel, args):
+        outputs = honest(kernel, args)
+        outputs[1].mul_(1.001)
+        return outputs
+
+    monkeypatch.setattr(cpu, "run", dishonest)
+    monkeypatch.setattr(suite, "measure", lambda *_: pytest.fail("it was timed"))
+    result = run("--op", "quantize", "--quick")
+    assert result.exit_code == 1
+    assert "quantize refused" in result.stderr
+    assert "bigkern verify" in result.stderr
+
+
+def test_a_case_that_disagrees_at_its_own_size_is_not_timed():
+    case = common.Case("x", lambda device: {"x": torch.ones(3)}, lambda x: x * 1.5, lambda x: x)
+    with pytest.raises(suite.Refused, match=r"differs from PyTorch by 0\.5 where the largest value is 1"):
+        suite.measure(case, common.Limits("cpu"), 0.01, training=False, compiled=False)
+
+
+def test_a_case_that_does_not_exist_is_a_usage_error(run):
+    assert run("--op", "quantize", "--only", "no such case").exit_code == 2
+
+
+def _record(ratio):
+    result = {
+        "case": "8x8",
+        "pass": "forward",
+        "timings": {"bigkern": {"median_s": 1.5e-3, "min_s": 1e-3, "rounds": 9}},
+    }
+    result |= {
+        "ratio": {"eager": ratio, "compile": 1.2, "other": 3.0},
+        "gflops": 0.0,
+        "gbps": 12.3,
+        "bound": "memory",
+        "share_of_limit": 0.61,
+    }
+    where = {
+        "date": "2030-01-02",
+        "commit": "abc",
+        "processor": "Chip",
+        "threads": 2,
+        "instruction_set": "avx2",
+        "gpu": None,
+        "versions": {"torch": "2.13.0"},
+    }
+    return {"suite": "quantize", "environment": where, "results": [result]}
+
+
+def test_results_table_says_where_pytorch_is_faster(tmp_path):
+    common.save(_record(0.8), tmp_path / "chip")
+    text = report.results_table(tmp_path)
+    assert "**Chip, 2 threads, avx2**; torch 2.13.0; 2030-01-02; abc" in text
+    assert "| quantize | 1 | 0.80x (0.80 to 0.80) | 1.20x (1.20 to 1.20) | 8x8 (0.80x eager) |" in text
+    assert "| quantize | 8x8 | forward | 1.5 ms | 0.80x | 1.20x | 3.00x other | 12 GB/s | 61% |" in text
+    common.save(_record(1.5), tmp_path / "chip")
+    assert "| nowhere |" in report.results_table(tmp_path)
+
+
+def test_saved_results_have_the_fields_that_the_report_reads():
+    for records in report.load_results(common.RESULTS).values():
+        for record in records:
+            assert record["suite"] in suite.SUITES
+            for result in record["results"]:
+                assert set(result) == RESULT_KEYS
