@@ -276,13 +276,22 @@ inline vec<float> exp_of_shifted(vec<float> x) {
   p = p * r + 0.9999997019767761f;
   p = p * r + 1.0f;
 #if defined(__AVX512F__)
-  return (vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
 #else
   vec<float> power = bit_cast<vec<float>>((bit_cast<vec_i32>(shifted) + 127) << 23);
   return select(vanishes, vec<float>{}, p * power);
 #endif
 }
 inline vec<double> exp_of_shifted(vec<double> x) { return exp(x); }
+
+// One row of the forward's output from its sums; a fully masked row is 0.
+template <class T, class A = acc_t<T>>
+void store_output(const A* sums, A row_sum, int64_t cols, T* output) {
+  A inverse = row_sum == 0 ? A(0) : 1 / row_sum;
+  int64_t col = 0;
+  for (; col + lanes<A> <= cols; col += lanes<A>) store(output + col, load(sums + col) * inverse);
+  if (col < cols) store_partial(output + col, load(sums + col) * inverse, cols - col);
+}
 
 // Two vectors of floats as one of pairs, rounded to nearest.
 inline vec_u32 pair_up(vec<float> first, vec<float> second) {
