@@ -195,9 +195,7 @@ def linear_act_kernel(
     )  # [BLOCK_M, BLOCK_N]
 
     split_rows = split.to(tl.int64) * M + rows
-    store_epilogue(
-        z, bias_ptr, bias_stride, output_ptr, pre_activation_ptr, rows < M, split_rows, cols, N, ACTIVATION
-    )
+    store_epilogue(z, bias_ptr, bias_stride, output_ptr, pre_activation_ptr, rows < M, split_rows, cols, N, ACTIVATION)
 
 
 @triton.jit
@@ -246,7 +244,9 @@ def launch_linear_act(a, b, bias, activation, output, pre_activation):
     tile = matmul_tile_for(M, N, a.element_size(), activation, arch_of(a.device), num_programs)
     num_tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
     num_splits = 1
-    if activation == "none" and bias is None and pre_activation is None:  # parts can be added up only before an epilogue
+    if (
+        activation == "none" and bias is None and pre_activation is None
+    ):  # parts can be added up only before an epilogue
         num_splits = num_splits_for(num_tiles, K, tile.block_k, num_programs)
     k_per_split = triton.cdiv(triton.cdiv(K, num_splits), tile.block_k) * tile.block_k
     result = output if num_splits == 1 else torch.empty(num_splits, M, N, dtype=torch.float32, device=a.device)
@@ -310,9 +310,7 @@ def launch_activation_backward(grad_output, saved, activation, grad_z, grad_bias
 
 def linear_act_forward(input, weight, bias, activation, save_pre_activation, output, pre_activation):
     with on_device_of(input):
-        launch_linear_act(
-            input, weight.t(), bias, activation, output, pre_activation if save_pre_activation else None
-        )
+        launch_linear_act(input, weight.t(), bias, activation, output, pre_activation if save_pre_activation else None)
 
 
 def linear_act_backward(

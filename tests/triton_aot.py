@@ -62,7 +62,10 @@ def compile_in_this_process(test_file, arch):
     spec = importlib.util.spec_from_file_location("aot_case_file", test_file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {name: [compile_launch(launch, arch) for launch in catch_launches(call)] for name, call in module.aot_cases().items()}
+    return {
+        name: [compile_launch(launch, arch) for launch in catch_launches(call)]
+        for name, call in module.aot_cases().items()
+    }
 
 
 def catch_launches(call):
