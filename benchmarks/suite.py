@@ -199,8 +199,7 @@ def _ratio_text(ratio: float | None) -> str:
 
 
 def table_of(record: dict) -> Table:
-    style = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
-    table = Table(title=record["summary"], **style)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("case", no_wrap=True, overflow="ellipsis")
     table.add_column("pass", no_wrap=True)
     for name in ("bigkern", "vs eager", "vs compile", "rate", "of limit"):
@@ -232,6 +231,7 @@ def _short_size(size: int) -> str:
 
 
 def show(record: dict, console: Console):
+    console.print(f"[bold]{escape(record['summary'])}[/bold]")
     console.print(table_of(record))
     for line in other_peers(record):
         console.print(f"  {line}")
