@@ -10,9 +10,7 @@ import triton.language as tl
 
 from .attention_backward import attention_backward
 from .attention_common import (
-    INTERPRETER_TILE,
     LN2,
-    AttentionTile,
     dot,
     dropout_keep,
     dropout_threshold,
@@ -21,19 +19,25 @@ from .attention_common import (
     mask_kind,
     mask_scores,
     padded_dim,
+    scores_in_nats,
+    tile_from,
     tile_offsets,
     units_per_nat,
 )
 from .common import COMPILE_OPTIONS, INTERPRET, arch_of, on_device_of
 
-__all__ = ["attention_backward", "attention_forward", "forward_tile"]
+__all__ = ["attention_backward", "attention_forward"]
 
 
-def forward_tile(head_dim, value_dim, dtype, arch):
-    """Tile of the forward kernel. A first guess from register and shared memory counts, not yet from timings."""
-    if INTERPRET:
-        return INTERPRETER_TILE
-    return AttentionTile(128, 64, 8, 3)
+# (block_q, block_k, num_warps, num_stages): the largest that spills no register. A first guess, not yet timed.
+FORWARD_TILES = {
+    "float32": {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (32, 16, 8, 1)},
+    "sm_80": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "sm_86": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_90, masked": {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
+    "sm_100": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 32, 8, 2)},
+}
 
 
 @triton.jit(do_not_specialize=["keep_threshold"])
@@ -78,6 +82,7 @@ def attention_forward_kernel(
     IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     NEGATIVE_SCALE: tl.constexpr,
+    IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
 ):
     num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
@@ -143,16 +148,16 @@ def attention_forward_kernel(
                 )
                 new_max = tl.maximum(row_max, tl.max(scores, 1))
                 shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf - -inf is NaN
-                probs = exp_score(scores - shift[:, None], MASK_KIND)
+                probs = exp_score(scores - shift[:, None], IN_NATS)
             else:  # scaling after the maximum lets scale and shift be one fused multiply-add
                 if NEGATIVE_SCALE:
                     new_max = tl.maximum(row_max, tl.min(scores, 1) * score_scale)
                 else:
                     new_max = tl.maximum(row_max, tl.max(scores, 1) * score_scale)
                 shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-                probs = tl.exp2(scores * score_scale - shift[:, None])
+                probs = exp_score(scores * score_scale - shift[:, None], IN_NATS)
 
-            rescale = exp_score(row_max - shift, MASK_KIND)
+            rescale = exp_score(row_max - shift, IN_NATS)
             row_sum = row_sum * rescale + tl.sum(probs, 1)
             if HAS_DROPOUT:  # after the sum: lse is the one without dropout
                 keep = dropout_keep(rng_state_ptr, batch_head, query_rows, start_k, keep_threshold, BLOCK_K)
@@ -168,7 +173,7 @@ def attention_forward_kernel(
     # a row that saw no key has sum 0: dividing by 1 leaves its output 0 and its lse -inf
     row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)
     output = acc * (keep_scale / row_sum)[:, None]
-    lse = row_max + tl.log2(row_sum) * LN2 if MASK_KIND == "additive" else (row_max + tl.log2(row_sum)) * LN2
+    lse = row_max + tl.log2(row_sum) * LN2 if IN_NATS else (row_max + tl.log2(row_sum)) * LN2
 
     output_rows = batch_head.to(tl.int64) * len_q + query_rows
     output_ptrs = output_ptr + tile_offsets(output_rows, value_dims, VALUE_DIM, 1)
@@ -196,7 +201,9 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
         lse.fill_(float("-inf"))
         return
     kind = mask_kind(attn_mask)
-    tile = forward_tile(head_dim, value_dim, query.dtype, arch_of(query.device))
+    in_nats = scores_in_nats(kind, query.dtype)
+    has_mask_or_dropout = attn_mask is not None or dropout_p > 0.0
+    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, has_mask_or_dropout, arch_of(query.device))
     with on_device_of(query):
         attention_forward_kernel[(triton.cdiv(len_q, tile.block_q) * batch * heads,)](
             query,
@@ -214,7 +221,7 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
             heads // kv_heads,
             len_q,
             len_k,
-            scale * units_per_nat(kind),
+            scale * units_per_nat(in_nats),
             dropout_threshold(dropout_p),
             1.0 / (1.0 - dropout_p),
             head_dim,
@@ -227,6 +234,7 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
             is_causal,
             dropout_p > 0.0,
             scale < 0.0,
+            in_nats,
             INTERPRET and query.dtype == torch.bfloat16,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,

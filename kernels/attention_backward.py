@@ -8,9 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_backward_key_value import attention_backward_key_value_kernel, backward_key_value_tile
-from .attention_backward_query import attention_backward_query_kernel, backward_query_tile
-from .attention_common import dropout_threshold, load_tile, mask_kind, padded_dim, tile_offsets, units_per_nat
+from .attention_backward_key_value import KEY_VALUE_TILES, attention_backward_key_value_kernel
+from .attention_backward_query import QUERY_TILES, attention_backward_query_kernel
+from .attention_common import (
+    dropout_threshold,
+    load_tile,
+    mask_kind,
+    padded_dim,
+    scores_in_nats,
+    tile_from,
+    tile_offsets,
+    units_per_nat,
+)
 from .common import COMPILE_OPTIONS, INTERPRET, arch_of, on_device_of
 
 # The row statistics are padded to whole tiles of every block_q, so that loading them takes no check.
@@ -105,8 +114,8 @@ def attention_backward(
     if needs_mask_grad and is_causal:
         grad_attn_mask.zero_()  # the kernel skips the tiles above the diagonal
 
-    arch = arch_of(query.device)
     kind = mask_kind(attn_mask)
+    in_nats = scores_in_nats(kind, query.dtype)
     padded_len_q = triton.cdiv(len_q, ROW_PADDING) * ROW_PADDING
     shift, delta = torch.empty((2, batch, heads, padded_len_q), dtype=lse.dtype, device=lse.device)
     inputs = (query, key, value, attn_mask, rng_state, grad_output, shift, delta)
@@ -123,12 +132,14 @@ def attention_backward(
         len_k,
         padded_len_q,
         scale,
-        scale * units_per_nat(kind),
+        scale * units_per_nat(in_nats),
         dropout_threshold(dropout_p),
         1.0 / (1.0 - dropout_p),
     )
     dims = (head_dim, value_dim, padded_dim(head_dim), padded_dim(value_dim))
     flags = (kind, is_causal, dropout_p > 0.0)
+    has_mask_or_dropout = attn_mask is not None or dropout_p > 0.0
+    tile_facts = (head_dim, value_dim, query.dtype, has_mask_or_dropout, arch_of(query.device))
     upcast_dot = INTERPRET and query.dtype == torch.bfloat16
 
     with on_device_of(query):
@@ -144,13 +155,13 @@ def attention_backward(
             heads,
             len_q,
             padded_len_q,
-            units_per_nat(kind),
+            units_per_nat(in_nats),
             value_dim,
             dims[3],
             BLOCK_DELTA,
             **COMPILE_OPTIONS,
         )
-        tile = backward_key_value_tile(head_dim, value_dim, query.dtype, arch)
+        tile = tile_from(KEY_VALUE_TILES, *tile_facts)
         attention_backward_key_value_kernel[(triton.cdiv(len_k, tile.block_k) * batch * kv_heads,)](
             *inputs,
             grad_key,
@@ -164,12 +175,13 @@ def attention_backward(
             tile.block_k,
             *flags,
             len_q % tile.block_q != 0,
+            in_nats,
             upcast_dot,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **COMPILE_OPTIONS,
         )
-        tile = backward_query_tile(head_dim, value_dim, query.dtype, arch)
+        tile = tile_from(QUERY_TILES, *tile_facts)
         attention_backward_query_kernel[(triton.cdiv(len_q, tile.block_q) * batch * heads,)](
             *inputs,
             grad_query,
@@ -182,6 +194,7 @@ def attention_backward(
             tile.block_k,
             *flags,
             needs_mask_grad,
+            in_nats,
             upcast_dot,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,

@@ -4,8 +4,6 @@ import triton
 import triton.language as tl
 
 from .attention_common import (
-    INTERPRETER_TILE,
-    AttentionTile,
     dot,
     dropout_keep,
     exp_shifted_score,
@@ -13,14 +11,18 @@ from .attention_common import (
     mask_scores,
     tile_offsets,
 )
-from .common import INTERPRET
 
-
-def backward_key_value_tile(head_dim, value_dim, dtype, arch):
-    """TABLE"""
-    if INTERPRET:
-        return INTERPRETER_TILE
-    return AttentionTile(64, 128, 8, 2)
+# (block_q, block_k, num_warps, num_stages): the largest that spills no register (but at 256, where every one does);
+# the two accumulators of block_k rows decide. A first guess, not yet timed.
+KEY_VALUE_TILES = {
+    "float32": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 16, 8, 1)},
+    "sm_80": {64: (64, 128, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+    "sm_80, masked": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+    "sm_86": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+    "sm_90": {64: (64, 128, 8, 2), 128: (64, 128, 8, 2), 256: (32, 64, 8, 2)},
+    "sm_90, masked": {64: (64, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 2)},
+    "sm_100": {64: (64, 128, 8, 2), 128: (64, 128, 8, 2), 256: (32, 64, 8, 2)},
+}
 
 
 @triton.jit(do_not_specialize=["keep_threshold"])
@@ -75,6 +77,7 @@ def attention_backward_key_value_kernel(
     IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     CHECK_QUERIES: tl.constexpr,
+    IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
 ):
     """grad_key and grad_value of BLOCK_K keys, summed over the queries of all the heads that share them."""
@@ -115,7 +118,8 @@ def attention_backward_key_value_kernel(
             mask_head_ptr += batch * mask_stride_batch + head * mask_stride_head
 
         # The tiles on the diagonal are smaller: less work is masked away, and the mask needs registers.
-        for DIAGONAL in tl.static_range(1, -1, -1):
+        # Without causality their loop is empty, but in a kernel without it ptxas serialises wgmma around mask loads.
+        for DIAGONAL in tl.static_range(1 if IS_CAUSAL or HAS_DROPOUT or MASK_KIND != "none" else 0, -1, -1):
             if DIAGONAL:
                 tile_rows = tl.arange(0, BLOCK_DIAGONAL)
                 tiles_start, tiles_end, step = visible_start, tl.minimum(full_start, len_q), BLOCK_DIAGONAL
@@ -147,7 +151,7 @@ def attention_backward_key_value_kernel(
                     DIAGONAL,
                     False,
                 )
-                probs = exp_shifted_score(scores, MASK_KIND)
+                probs = exp_shifted_score(scores, MASK_KIND, IN_NATS)
 
                 kept_probs = probs
                 if HAS_DROPOUT:

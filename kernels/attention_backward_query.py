@@ -4,8 +4,6 @@ import triton
 import triton.language as tl
 
 from .attention_common import (
-    INTERPRETER_TILE,
-    AttentionTile,
     dot,
     dropout_keep,
     exp_shifted_score,
@@ -13,14 +11,16 @@ from .attention_common import (
     mask_scores,
     tile_offsets,
 )
-from .common import INTERPRET
 
-
-def backward_query_tile(head_dim, value_dim, dtype, arch):
-    """TABLE"""
-    if INTERPRET:
-        return INTERPRETER_TILE
-    return AttentionTile(64, 128, 8, 2)
+# (block_q, block_k, num_warps, num_stages): the largest that spills no register. A first guess, not yet timed.
+QUERY_TILES = {
+    "float32": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
+    "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+    "sm_86": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+    "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_90, masked": {64: (128, 64, 8, 3), 128: (128, 32, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_100": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
+}
 
 
 @triton.jit(do_not_specialize=["keep_threshold"])
@@ -74,6 +74,7 @@ def attention_backward_query_kernel(
     IS_CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     NEEDS_MASK_GRAD: tl.constexpr,
+    IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
 ):
     """grad_query of BLOCK_Q queries, and their rows of grad_attn_mask."""
@@ -141,7 +142,7 @@ def attention_backward_query_kernel(
                 IS_CAUSAL and EDGE,
                 EDGE,
             )
-            probs = exp_shifted_score(scores, MASK_KIND)
+            probs = exp_shifted_score(scores, MASK_KIND, IN_NATS)
 
             value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
             grad_probs = dot(grad_output, tl.trans(value), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .common import INTERPRET, shared_memory_of
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 MAX_HEAD_DIM = 256
@@ -18,15 +20,28 @@ class AttentionTile(NamedTuple):
     num_stages: int
 
 
-# Small, so that short test sequences cross every kind of tile border.
-INTERPRETER_TILE = AttentionTile(32, 16, 1, 1)
-
-
 def padded_dim(dim):
     """The block that holds `dim` columns: a power of two, and at least the 16 that tl.dot asks for."""
     if dim > MAX_HEAD_DIM:
         raise ValueError(f"attention: head_dim and value_dim must be at most {MAX_HEAD_DIM}, got {dim}")
     return max(16, triton.next_power_of_2(dim))
+
+
+def tile_from(table, head_dim, value_dim, dtype, has_mask_or_dropout, arch):
+    """The entry of a kernel's tile table: {kind of chip or dtype: {the larger dim, padded: tile}}.
+
+    Masks and dropout need registers, so a kind may have an entry for them of its own.
+    """
+    if INTERPRET:  # small, so that short test sequences cross every kind of tile border
+        return AttentionTile(32, 16, 1, 1)
+    if dtype == torch.float32:
+        kind = "float32"
+    elif shared_memory_of(arch) < 160 * 1024:
+        kind = "sm_86"
+    else:
+        kind = "sm_80" if arch < 90 else "sm_90" if arch < 100 else "sm_100"
+    by_dim = table.get(f"{kind}, masked", table[kind]) if has_mask_or_dropout else table[kind]
+    return AttentionTile(*by_dim[max(64, padded_dim(head_dim), padded_dim(value_dim))])
 
 
 def mask_kind(attn_mask):
@@ -35,13 +50,17 @@ def mask_kind(attn_mask):
     return "bool" if attn_mask.dtype == torch.bool else "additive"
 
 
-def units_per_nat(kind):
-    """The kernels count scores in base 2, because exp2 is one instruction and exp is two.
+def scores_in_nats(kind, dtype):
+    """Whether the kernels count scores in base e; else in base 2, because exp2 is one instruction and exp is two.
 
-    Under an additive mask they stay in base e: a mask of torch.finfo.min would overflow in base 2, and one of -1e9
-    would round differently in the two directions.
+    Under an additive mask, because one of torch.finfo.min would overflow in base 2, and one of -1e9 would round
+    differently in the two directions. For float32, because its users see the digits that the change of base costs.
     """
-    return 1.0 if kind == "additive" else LOG2E.value
+    return kind == "additive" or dtype == torch.float32
+
+
+def units_per_nat(in_nats):
+    return 1.0 if in_nats else LOG2E.value
 
 
 def dropout_threshold(dropout_p):
@@ -58,18 +77,18 @@ def dot(a, b, acc, UPCAST_DOT: tl.constexpr):
 
 
 @triton.jit
-def exp_score(score, MASK_KIND: tl.constexpr):
-    if MASK_KIND == "additive":
+def exp_score(score, IN_NATS: tl.constexpr):
+    if IN_NATS:
         score *= LOG2E
     return tl.exp2(score)
 
 
 @triton.jit
-def exp_shifted_score(score, MASK_KIND: tl.constexpr):
+def exp_shifted_score(score, MASK_KIND: tl.constexpr, IN_NATS: tl.constexpr):
     """The probability of a score from which lse is already subtracted."""
     if MASK_KIND == "additive":  # no probability is above 1, but a mask of -1e9 rounds lse that far off
         score = tl.minimum(score, 0.0)
-    return exp_score(score, MASK_KIND)
+    return exp_score(score, IN_NATS)
 
 
 @triton.jit

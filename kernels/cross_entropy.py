@@ -199,6 +199,33 @@ def cross_entropy_reduce_kernel(
 
 
 @triton.jit
+def max_and_log_sum(
+    input_ptr,
+    input_rows,
+    input_class_stride,
+    row_mask,
+    num_classes,
+    LOWEST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr,
+):
+    """(maximum m of each row, log sum_c exp(x_c - m)): what lse is the rounded sum of."""
+    maximum = tl.full((BLOCK_ROWS, BLOCK_CLASSES), LOWEST, dtype=tl.float32)
+    exp_sum = tl.zeros((BLOCK_ROWS, BLOCK_CLASSES), dtype=tl.float32)
+    for first_class in range(0, num_classes, BLOCK_CLASSES):
+        classes = first_class + tl.arange(0, BLOCK_CLASSES)
+        mask = row_mask[:, None] & (classes < num_classes)[None, :]
+        input_offsets = input_rows[:, None] + classes.to(tl.int64)[None, :] * input_class_stride
+        x = tl.load(input_ptr + input_offsets, mask=mask, other=-float("inf")).to(tl.float32)
+        decay = tl.exp(-tl.abs(x - maximum))
+        is_new = x > maximum
+        exp_sum = tl.where(is_new, exp_sum * decay + 1.0, exp_sum + decay)
+        maximum = tl.where(is_new, x, maximum)
+    row_maximum = tl.max(maximum, axis=1)
+    return row_maximum, tl.log(tl.sum(exp_sum * tl.exp(maximum - row_maximum[:, None]), axis=1))
+
+
+@triton.jit
 def cross_entropy_backward_kernel(
     grad_loss_ptr,
     input_ptr,
@@ -227,16 +254,26 @@ def cross_entropy_backward_kernel(
     HAS_PROBABILITIES: tl.constexpr,
     HAS_SHARES: tl.constexpr,
     IS_MEAN: tl.constexpr,
+    IS_FLOAT32: tl.constexpr,
+    LOWEST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
-    """grad_input_c = grad_loss * ((sum of all coefficients) * p_c - coefficient_c), from one reading of the logits."""
+    """grad_input_c = grad_loss * ((sum of all coefficients) * p_c - coefficient_c), from the logits and lse."""
     outer, inner = rows_of_program(num_inner, BLOCK_ROWS)
     row_mask = inner < num_inner
     input_rows = outer * input_outer_stride + inner * input_inner_stride
     target_rows = outer * target_outer_stride + inner * target_inner_stride
     grad_rows = outer * grad_outer_stride + inner * grad_inner_stride
-    lse = tl.load(lse_ptr + outer * num_inner + inner, mask=row_mask, other=0)
+    # exp(x - lse) inherits lse's rounding error, which grows with |lse| and, next to 1, hides a confident
+    # prediction's whole gradient. Then the sums are taken anew, from a row that the next pass finds in the cache.
+    # 16-bit results show none of it while |lse| is within reason.
+    shift = tl.load(lse_ptr + outer * num_inner + inner, mask=row_mask, other=0)
+    log_sum = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    if IS_FLOAT32 or tl.max(tl.abs(shift), axis=0) > 4096:
+        shift, log_sum = max_and_log_sum(
+            input_ptr, input_rows, input_class_stride, row_mask, num_classes, LOWEST, BLOCK_ROWS, BLOCK_CLASSES
+        )
     grad_loss_offsets = outer * grad_loss_outer_stride + inner * grad_loss_inner_stride
     grad_loss = tl.load(grad_loss_ptr + grad_loss_offsets, mask=row_mask, other=0).to(tl.float32)
     if IS_MEAN:
@@ -279,10 +316,11 @@ def cross_entropy_backward_kernel(
             )
 
         grad_offsets = grad_rows[:, None] + classes.to(tl.int64)[None, :] * grad_class_stride
-        grad_logits = coefficient_sum[:, None] * tl.exp(x - lse[:, None]) - coefficient
+        log_p = (x - shift[:, None]) - log_sum[:, None]
+        grad_logits = coefficient_sum[:, None] * tl.exp(log_p) - coefficient
         tl.store(grad_input_ptr + grad_offsets, grad_loss[:, None] * grad_logits, mask=mask)
         if grad_target_ptr is not None:
-            grad_target = grad_loss[:, None] * (1.0 - label_smoothing) * (lse[:, None] - x)
+            grad_target = grad_loss[:, None] * (label_smoothing - 1.0) * log_p
             if weight_ptr is not None:
                 weight = tl.load(weight_ptr + classes.to(tl.int64) * weight_stride, mask=classes < num_classes, other=0)
                 grad_target *= weight.to(tl.float32)[None, :]
@@ -366,7 +404,6 @@ def cross_entropy_backward(
     has_probabilities = target.is_floating_point()
     has_shares = has_probabilities or label_smoothing != 0
     tile = row_tile_for(num_classes, inner, has_shares, strides[1], grad_strides[1])
-    has_shares = has_probabilities or label_smoothing != 0
     with on_device_of(input):
         cross_entropy_backward_kernel[(outer * triton.cdiv(inner, tile.block_rows),)](
             grad_loss,
@@ -389,6 +426,8 @@ def cross_entropy_backward(
             HAS_PROBABILITIES=has_probabilities,
             HAS_SHARES=has_shares,
             IS_MEAN=reduction == "mean",
+            IS_FLOAT32=input.dtype == torch.float32,
+            LOWEST=LOWEST,
             BLOCK_ROWS=tile.block_rows,
             BLOCK_CLASSES=tile.block_classes,
             num_warps=tile.num_warps,

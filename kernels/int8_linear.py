@@ -62,7 +62,8 @@ def int8_linear_kernel(
 
     input_scale = tl.load(input_scale_ptr + rows, mask=rows < M, other=0)  # NaN for a row that was not finite
     weight_scale = tl.load(weight_scale_ptr + cols * weight_scale_stride, mask=cols < N, other=0)
-    z = acc.to(tl.float32) * input_scale[:, None] * weight_scale[None, :]
+    # The scales first: a row of huge values times its sum may overflow where the product does not.
+    z = acc.to(tl.float32) * (input_scale[:, None] * weight_scale[None, :])
     store_epilogue(z, bias_ptr, bias_stride, output_ptr, pre_activation_ptr, rows < M, rows, cols, N, ACTIVATION)
 
 

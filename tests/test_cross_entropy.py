@@ -156,11 +156,16 @@ def test_any_layout(place, probabilities):
             for layout in views_of(target):
                 check(place, logits, layout, reduction="none")
     for matrix in (base[0], base[0].t().contiguous().t(), base[:, 0], base[:, :, 0], base[:1, 0].expand(8, 8)):
-        target = matrix.softmax(1) if probabilities else torch.arange(matrix.shape[0], device=place.device) % 3
+        # Not the logits' own softmax, which would leave nothing of the gradient but rounding.
+        target = (
+            torch.rand_like(matrix).softmax(1)
+            if probabilities
+            else torch.arange(matrix.shape[0], device=place.device) % 3
+        )
         check(place, matrix, target)
     image = base.reshape(4, 6, 2, 4)
     for logits in (image.to(memory_format=torch.channels_last), image.transpose(2, 3), image[:, :, ::2]):
-        target = logits.softmax(1) if probabilities else logits.argmin(1)
+        target = torch.rand_like(logits).softmax(1) if probabilities else logits.argmin(1)
         check(place, logits, target, reduction="none")
 
 
