@@ -1,5 +1,7 @@
 """The digits perceptron, 784-64-10 with its loss, against the same network in plain PyTorch."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -31,7 +33,7 @@ def _case(batch):
         hidden = F.relu(F.linear(input, weight1, bias1))
         return F.cross_entropy(F.linear(hidden, weight2, bias2), target)
 
-    weights = sum(a * b for a, b in zip(SIZES, SIZES[1:], strict=False))
+    weights = sum(a * b for a, b in itertools.pairwise(SIZES))
     first = SIZES[0] * SIZES[1]
     return Case(
         f"batch {batch}",

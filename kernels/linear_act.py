@@ -42,7 +42,8 @@ def matmul_tile_for(M, N, element_size, activation, arch, num_programs):
         shapes = ((32, 64, 2 * block_k, 4),)
     else:  # from Hopper on, matrix units take 64 rows or more
         shapes = ((128, 128, block_k, 8), (64, 128, block_k, 4), (64, 64, block_k, 4))
-        if element_size == 2 and activation in ("none", "relu"):  # the others leave this tile too few registers
+        # Other activations, int8 and chips with less memory for stages leave the widest tile too few registers.
+        if element_size == 2 and activation in ("none", "relu") and shared_memory_of(arch) >= 163 * 1024:
             shapes = ((128, 256, block_k, 8), *shapes)
     for shape in shapes:  # the last one where none fits
         block_m, block_n, block_k, num_warps = shape

@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_scores():
 
 
 def test_explain_names_the_backend_and_the_reasons():
-    inputs = [torch.randn(1, 1, 64, 300)] * 3
+    inputs = [torch.randn(1, 1, 256, 300)] * 3
     (decision,) = bigkern.explain(F.scaled_dot_product_attention, *inputs)
     assert decision.kernel == "attention_forward"
     assert decision.chosen == "cpu"

@@ -21,7 +21,7 @@ from ..registration import Kernel, cast_floating, too_small
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEAD_DIM_TRITON = 256
 # Below this many scores, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 4096
+SMALL = 1 << 15
 SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} scores (benchmarks/bench_overhead.py)"
 
 

@@ -19,7 +19,7 @@ from ..registration import Kernel, too_small
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum")
 # Below this many logits, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 16384
+SMALL = 1 << 18
 SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} logits (benchmarks/bench_overhead.py)"
 
 

@@ -49,7 +49,7 @@ ACTIVATION_GRADIENTS = {
 }
 NEEDS_PRE_ACTIVATION = ("gelu", "gelu_tanh", "silu")
 # Below this many multiplications, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 17
+SMALL = 1 << 19
 SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} multiplications (benchmarks/bench_overhead.py)"
 
 
