@@ -145,8 +145,9 @@ void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogu
   });
 }
 
-// Where dot products beat packing: measured on Zen 4, see benchmarks/results.
-inline bool is_thin(int64_t M, int64_t K) { return M <= 4 || (M <= 32 && K >= 256); }
+// Where dot products beat packing, as measured on Zen 4: what they save is the packing of B, which weighs less the more
+// rows there are; what they pay is summing a tile's lanes, which weighs less the deeper the product.
+inline bool is_thin(int64_t M, int64_t K) { return M <= 24 && K >= std::max<int64_t>(64, 16 * M); }
 
 // epilogue(A B); a is [M, K], b is [K, N].
 template <class T, class Epilogue>

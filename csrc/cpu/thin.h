@@ -22,7 +22,9 @@ template <int Rows>
 #if defined(__AVX512F__)
 constexpr int kThinColumns = Rows <= 3 ? 8 : 6;
 #else
-constexpr int kThinColumns = Rows == 1 ? 8 : Rows == 2 ? 4 : 2;
+constexpr int kThinColumns = Rows == 1   ? 8
+                             : Rows == 2 ? 4
+                                         : 2;
 #endif
 
 // sums[r * columns + c] = dot(rows[r], columns[c]); rows are padded with zeros to whole vectors.
