@@ -21,10 +21,6 @@ class Unsupported(RuntimeError):
     """A forced backend cannot run a call; the message says why."""
 
 
-_forced: ContextVar[str | None] = ContextVar("bigkern_backend", default=None)
-_recorder: ContextVar[list | None] = ContextVar("bigkern_recorder", default=None)
-
-
 def _checked(name: str | None) -> str | None:
     if name in (None, "", "auto"):
         return None
@@ -33,13 +29,18 @@ def _checked(name: str | None) -> str | None:
     return name
 
 
+_forced: ContextVar[str | None] = ContextVar("bigkern_backend", default=None)
+_recorder: ContextVar[list | None] = ContextVar("bigkern_recorder", default=None)
+_from_environment = _checked(os.environ.get("BIGKERN_BACKEND"))
+
+
 @contextmanager
 def use_backend(name: str):
     """Runs every op inside the `with` block on one backend, and raises where that cannot be.
 
     Args:
         name: "reference", "cpu", "triton", "cuda", "torch", or "auto" to undo an outer choice. The environment
-            variable BIGKERN_BACKEND does the same for a whole process.
+            variable BIGKERN_BACKEND, read at import, does the same for a whole process.
 
     Raises:
         ValueError: the name is none of these.
@@ -55,7 +56,10 @@ def use_backend(name: str):
 
 def forced_backend() -> str | None:
     """The backend that a `use_backend` block or BIGKERN_BACKEND asks for; None for `auto`."""
-    return _checked(_forced.get() or os.environ.get("BIGKERN_BACKEND"))
+    forced = _forced.get()
+    if forced is None:
+        return _from_environment
+    return None if forced == "auto" else forced
 
 
 @dataclass

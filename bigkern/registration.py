@@ -9,12 +9,16 @@ import os
 from collections.abc import Callable
 
 import torch
+from torch._C import _is_any_autocast_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.compiler import is_compiling
 
 from . import dispatch
 
 LIBRARY = torch.library.Library("bigkern", "DEF")
 # Every kernel by name, in the order of definition.
 KERNELS: dict[str, "Kernel"] = {}
+PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, str, bool, int, float, type(None)))
 DEVICE_KEYS = ("CPU", "CUDA")
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
@@ -23,12 +27,12 @@ POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
 
 def plain_eager(args) -> bool:
     """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
+    if is_compiling() or _len_torch_dispatch_stack() or _is_any_autocast_enabled():
         return False
-    if torch._C._len_torch_function_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if _len_torch_function_stack() or peek_interpreter_stack() is not None:
         return False
-    for arg in args:
-        if isinstance(arg, torch.Tensor) and type(arg) not in (torch.Tensor, torch.nn.Parameter):
+    for arg in args:  # noqa: SIM110 - a generator would cost as much as all the rest
+        if type(arg) not in PLAIN_TYPES and isinstance(arg, torch.Tensor):
             return False
     return True
 
@@ -66,6 +70,7 @@ class Kernel:
     ):
         self.name = schema.partition("(")[0]
         self.schema = schema
+        self._takes_dtype = "ScalarType" in schema
         self.module = module
         self.allocate = allocate
         self.torch = torch
@@ -93,7 +98,7 @@ class Kernel:
 
     def launch_arguments(self, args):
         """What a destination-passing kernel takes: all but dtypes, which its outputs carry already."""
-        return [arg for arg in args if not isinstance(arg, torch.dtype)]
+        return [arg for arg in args if not isinstance(arg, torch.dtype)] if self._takes_dtype else args
 
     def allocate_outputs(self, args) -> tuple[torch.Tensor, ...]:
         outputs = self.allocate(*args)

@@ -22,7 +22,9 @@ template <int Rows>
 #if defined(__AVX512F__)
 constexpr int kThinColumns = Rows <= 3 ? 8 : 6;
 #else
-constexpr int kThinColumns = Rows == 1 ? 8 : Rows == 2 ? 4 : 2;
+constexpr int kThinColumns = Rows == 1   ? 8
+                             : Rows == 2 ? 4
+                                         : 2;
 #endif
 
 // sums[r * columns + c] = dot(rows[r], columns[c]); rows are padded with zeros to whole vectors.
@@ -110,7 +112,7 @@ void thin_rows(const Matrix<T>& b, const typename Kernel::packed* rows, int64_t 
 template <class Kernel, class T, class Epilogue>
 void gemm_thin(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
   using P = typename Kernel::packed;
-  constexpr int64_t kColumns = 96;  // of one piece of work; a multiple of every kThinColumns
+  constexpr int64_t kColumns = 48;  // of one piece of work; a multiple of every kThinColumns
   const int64_t M = a.rows, N = b.cols, depth = b.rows;
   const int64_t pitch = (depth + Kernel::kLanes - 1) / Kernel::kLanes * Kernel::kLanes;
   Lease<ThinWorkspace> lease(M * pitch * sizeof(P));
