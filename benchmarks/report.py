@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import click
@@ -79,6 +80,7 @@ def _cell(kernel, backend, calls) -> str:
     return " ".join(words)
 
 
+@cache
 def ops_table() -> str:
     found = kernel_calls()
     by_name = {kernel.name: kernel for kernel in found}

@@ -24,7 +24,7 @@ from bigkern.verify import backends_here, verify
 
 from .common import RESULTS, Case, Limits, bind, device_here, device_slug, environment_record, save, summary, take_turns
 
-SUITES = ("quantize", "linear_act", "cross_entropy", "attention", "int8_linear", "mixed", "overhead")
+SUITES = ("quantize", "linear_act", "cross_entropy", "attention", "int8_linear", "mlp", "mixed", "overhead")
 SECONDS, QUICK_SECONDS = 1.0, 0.1
 BUSY_LOAD = 0.7
 
@@ -199,8 +199,7 @@ def _ratio_text(ratio: float | None) -> str:
 
 
 def table_of(record: dict) -> Table:
-    style = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
-    table = Table(title=record["summary"], **style)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("case", no_wrap=True, overflow="ellipsis")
     table.add_column("pass", no_wrap=True)
     for name in ("bigkern", "vs eager", "vs compile", "rate", "of limit"):
@@ -232,11 +231,12 @@ def _short_size(size: int) -> str:
 
 
 def show(record: dict, console: Console):
+    console.print(f"[bold]{escape(record['summary'])}[/bold]")
     console.print(table_of(record))
     for line in other_peers(record):
         console.print(f"  {line}")
-    peaks = [f"{name} products {peak:.0f} GFLOP/s" for name, peak in record["limits"]["peak_gflops"].items()]
-    copies = [f"{rate:.0f} ({_short_size(int(size))})" for size, rate in record["limits"]["copy_gbps"].items()]
+    peaks = [f"{name} products {peak:.3g} GFLOP/s" for name, peak in record["limits"]["peak_gflops"].items()]
+    copies = [f"{rate:.3g} ({_short_size(int(size))})" for size, rate in record["limits"]["copy_gbps"].items()]
     limits = peaks + ([f"copy, GB/s: {' '.join(copies)}"] if copies else [])
     if limits:
         console.print(f"  [dim]limits: {', '.join(limits)}[/dim]", soft_wrap=True)

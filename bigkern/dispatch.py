@@ -111,6 +111,16 @@ def run(kernel, args):
     return BACKENDS[backend].run(kernel, args)
 
 
+def leave_to_torch(op: str, device: str, reason: str) -> bool:
+    """True on `auto`: the op then calls PyTorch's own function. For calls so small that going through a `Kernel` at all
+    would cost more than PyTorch's function costs in all; `reason` says how that was measured."""
+    if forced_backend() is not None:
+        return False
+    if (recorder := _recorder.get()) is not None:
+        recorder.append(Decision(op, device, "torch", dict.fromkeys((b for b in BACKENDS if b != "torch"), reason)))
+    return True
+
+
 def _decide(kernel, args) -> Decision:
     chosen, forced_reason = choose(kernel, args)
     reasons = {}

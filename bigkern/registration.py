@@ -37,6 +37,12 @@ def plain_eager(args) -> bool:
     return True
 
 
+def too_small(op: str, reason: str, *tensors) -> bool:
+    """True where an op should call PyTorch's own function although a kernel of ours could run: eagerly, on CPU tensors,
+    on `auto`. The op asks when its own measurement says that a call of this size costs more than it saves."""
+    return tensors[0].is_cpu and plain_eager(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
+
+
 class Kernel:
     """One operator with its implementations.
 
@@ -116,11 +122,11 @@ class Kernel:
         return outputs if self._returns_tuple else outputs[0]
 
     def _needs_grad(self, args) -> bool:
-        return (
-            self._differentiable
-            and torch.is_grad_enabled()
-            and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
-        )
+        if self._differentiable and torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, torch.Tensor) and arg.requires_grad:
+                    return True
+        return False
 
     def _autograd_kernel(self, *args):
         if self._needs_grad(args):

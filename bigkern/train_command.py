@@ -113,27 +113,32 @@ def _table(contestants, int8_model, test_split, train_split, batch_size):
     forward_seconds = training.time_forward(models, inputs)
     baseline = contestants[-1]  # plain PyTorch where it runs
 
-    table = Table(title="784-64-10 perceptron, test set")
+    columns = [_column(training, model, test_split) for model in models]
+    for i, contestant in enumerate(contestants):
+        kept = training.saved_bytes(contestant.model, contestant.loss_function, inputs, targets)
+        columns[i]["training step"] = f"{contestant.median_step * 1e6:.0f} us"
+        columns[i]["  step speed-up"] = f"{baseline.median_step / contestant.median_step:.2f}x"
+        columns[i]["kept for backward"] = f"{kept / 1024:.0f} KiB"
+    for column, seconds in zip(columns, forward_seconds, strict=True):
+        column["prediction"] = f"{seconds * 1e6:.0f} us"
+        column["  prediction speed-up"] = f"{forward_seconds[len(contestants) - 1] / seconds:.2f}x"
+
+    table = Table(title="784-64-10 perceptron on the test set")
     table.add_column("")
-    for name in ("accuracy", "precision", "recall", "F1", "step", "ratio", "forward", "ratio", "weights", "kept"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for i, model in enumerate(models):
-        contestant = contestants[i] if i < len(contestants) else None
-        quality = training.evaluate(model, test_split)
-        forward_ratio = forward_seconds[len(contestants) - 1] / forward_seconds[i]
-        kept = training.saved_bytes(model, contestant.loss_function, inputs, targets) if contestant else None
-        table.add_row(
-            contestant.name if contestant else "bigkern INT8",
-            *(f"{quality[key]:.4f}" for key in ("accuracy", "precision", "recall", "f1")),
-            f"{contestant.median_step * 1e6:.0f} us" if contestant else "-",
-            f"{baseline.median_step / contestant.median_step:.2f}x" if contestant else "-",
-            f"{forward_seconds[i] * 1e6:.0f} us",
-            f"{forward_ratio:.2f}x",
-            f"{training.weight_bytes(model) / 1024:.0f} KiB",
-            f"{kept / 1024:.0f} KiB" if contestant else "-",
-        )
+    for name in [contestant.name for contestant in contestants] + ["bigkern INT8"]:
+        table.add_column(name, justify="right")
+    for row in columns[0]:
+        table.add_row(row, *(column.get(row, "-") for column in columns))
     table.caption = (
-        f"batch {batch_size}; step: forward, backward and Adam; ratio: how many times faster than {baseline.name}; "
-        "kept: what autograd holds for the backward"
+        f"times are medians for a batch of {batch_size}; a step is forward, backward and Adam;\n"
+        f"speed-up: how many times as fast as {baseline.name}"
     )
     return table
+
+
+def _column(training, model, test_split):
+    """The rows of the table that need nothing but the model."""
+    quality = training.evaluate(model, test_split)
+    column = {name: f"{quality[name]:.4f}" for name in ("accuracy", "precision", "recall", "f1")}
+    column["weights"] = f"{training.weight_bytes(model) / 1024:.0f} KiB"
+    return column

@@ -1,4 +1,4 @@
-"""output = act(input @ weight.T + bias) and its gradients: one tiled matrix product with the activation in its epilogue."""
+"""output = act(input @ weight.T + bias) and its gradients: one tiled product with the activation in its epilogue."""
 
 from typing import NamedTuple
 
@@ -42,9 +42,11 @@ def matmul_tile_for(M, N, element_size, activation, arch, num_programs):
         shapes = ((32, 64, 2 * block_k, 4),)
     else:  # from Hopper on, matrix units take 64 rows or more
         shapes = ((128, 128, block_k, 8), (64, 128, block_k, 4), (64, 64, block_k, 4))
-        if element_size == 2 and activation in ("none", "relu"):  # the others leave this tile too few registers
+        # Other activations, int8 and chips with less memory for stages leave the widest tile too few registers.
+        if element_size == 2 and activation in ("none", "relu") and shared_memory_of(arch) >= 163 * 1024:
             shapes = ((128, 256, block_k, 8), *shapes)
-    for block_m, block_n, block_k, num_warps in shapes:
+    for shape in shapes:  # the last one where none fits
+        block_m, block_n, block_k, num_warps = shape
         num_tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
         if num_tiles >= num_programs and block_m < 2 * M and block_n < 2 * N:
             break
@@ -195,9 +197,7 @@ def linear_act_kernel(
     )  # [BLOCK_M, BLOCK_N]
 
     split_rows = split.to(tl.int64) * M + rows
-    store_epilogue(
-        z, bias_ptr, bias_stride, output_ptr, pre_activation_ptr, rows < M, split_rows, cols, N, ACTIVATION
-    )
+    store_epilogue(z, bias_ptr, bias_stride, output_ptr, pre_activation_ptr, rows < M, split_rows, cols, N, ACTIVATION)
 
 
 @triton.jit
@@ -246,7 +246,7 @@ def launch_linear_act(a, b, bias, activation, output, pre_activation):
     tile = matmul_tile_for(M, N, a.element_size(), activation, arch_of(a.device), num_programs)
     num_tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
     num_splits = 1
-    if activation == "none" and bias is None and pre_activation is None:  # parts can be added up only before an epilogue
+    if activation == "none" and bias is None and pre_activation is None:  # what follows cannot work on parts
         num_splits = num_splits_for(num_tiles, K, tile.block_k, num_programs)
     k_per_split = triton.cdiv(triton.cdiv(K, num_splits), tile.block_k) * tile.block_k
     result = output if num_splits == 1 else torch.empty(num_splits, M, N, dtype=torch.float32, device=a.device)
@@ -310,9 +310,7 @@ def launch_activation_backward(grad_output, saved, activation, grad_z, grad_bias
 
 def linear_act_forward(input, weight, bias, activation, save_pre_activation, output, pre_activation):
     with on_device_of(input):
-        launch_linear_act(
-            input, weight.t(), bias, activation, output, pre_activation if save_pre_activation else None
-        )
+        launch_linear_act(input, weight.t(), bias, activation, output, pre_activation if save_pre_activation else None)
 
 
 def linear_act_backward(

@@ -1,7 +1,7 @@
 """int8 quantization with one scale per group of a tensor [outer, groups, inner], and the way back.
 
-A group that fits in registers is read once (`quantize_resident_kernel`). A larger one is read twice: its range by chunks,
-so that one group occupies the whole chip (`group_range_kernel`), then its numbers (`quantize_kernel`).
+A group that fits in registers is read once (`quantize_resident_kernel`). A larger one is read twice, in chunks, so that
+one group occupies the whole chip: for its range (`group_range_kernel`), then for its numbers (`quantize_kernel`).
 """
 
 from typing import NamedTuple
@@ -112,7 +112,9 @@ def store_scales(scale_ptr, zero_point_ptr, groups, num_groups, scale, zero_poin
 
 
 @triton.jit
-def tile_offsets(groups, step, num_groups, num_inner, outer_stride, group_stride, inner_stride, BLOCK_INNER: tl.constexpr):
+def tile_offsets(
+    groups, step, num_groups, num_inner, outer_stride, group_stride, inner_stride, BLOCK_INNER: tl.constexpr
+):
     """(offsets, mask) [groups, BLOCK_INNER] of the step-th piece of each group, counted along outer, then inner."""
     inner_blocks = tl.cdiv(num_inner, BLOCK_INNER)
     outer = (step // inner_blocks).to(tl.int64)
@@ -232,7 +234,14 @@ def quantize_kernel(
         x = tl.load(input_ptr + offsets, mask=mask, other=0).to(tl.float32)
         q = quantize_values(x, scale[:, None], zero_point[:, None], SYMMETRIC)
         offsets, mask = tile_offsets(
-            groups, step, num_groups, num_inner, qinput_outer_stride, qinput_group_stride, qinput_inner_stride, BLOCK_INNER
+            groups,
+            step,
+            num_groups,
+            num_inner,
+            qinput_outer_stride,
+            qinput_group_stride,
+            qinput_inner_stride,
+            BLOCK_INNER,
         )
         tl.store(qinput_ptr + offsets, q, mask=mask)
 

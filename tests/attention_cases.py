@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from bigkern.reference import attention as reference
@@ -91,17 +92,24 @@ MASKS = {
 }
 
 
+def _precise(tensor):
+    """As the oracle takes it: at least float64, and wider than that for float64, whose rounding is what is measured."""
+    array = to_oracle(tensor)
+    is_double = tensor is not None and tensor.dtype == torch.float64
+    return array.astype(np.longdouble) if is_double else array
+
+
 def oracle(inputs, grad_output, grad_lse, is_causal, scale, rng_state=None, dropout_p=0.0):
-    """Float64: (output, lse, grad_query, grad_key, grad_value, grad_mask or None), and the magnitudes of gradients whose
-    terms cancel, by name: the same sums of absolute values."""
+    """(output, lse, grad_query, grad_key, grad_value, grad_mask or None), and the magnitudes of gradients whose terms
+    cancel, by name: the same sums of absolute values."""
     query, key, value, mask = inputs
     mask_shape = (*query.shape[:3], key.shape[2])
-    full_mask = None if mask is None else to_oracle(mask.expand(mask_shape))
-    arrays = (*(to_oracle(tensor) for tensor in (query, key, value)), full_mask)
+    full_mask = None if mask is None else _precise(mask.expand(mask_shape))
+    arrays = (*(_precise(tensor) for tensor in (query, key, value)), full_mask)
     options = (to_oracle(rng_state), dropout_p, is_causal, scale)
     output, lse = reference.attention_forward(*arrays, *options)
     needs_mask_grad = mask is not None and mask.requires_grad
-    grads = (to_oracle(grad_output), to_oracle(grad_lse))
+    grads = (_precise(grad_output), _precise(grad_lse))
     *grads, grad_mask = reference.attention_backward(*grads, *arrays, output, lse, *options, needs_mask_grad)
     magnitudes = {}
     if key.shape[2] == 1:
@@ -113,9 +121,13 @@ def oracle(inputs, grad_output, grad_lse, is_causal, scale, rng_state=None, drop
         magnitudes = {"grad_query": abs(scale) * term * key, "grad_key": abs(scale) * (term * query).sum(2)}
     if not needs_mask_grad:
         return (output, lse, *grads, None), magnitudes
-    terms = torch.from_numpy(abs(grad_mask) if mask_shape[3] != 1 else term)
-    magnitudes["grad_attn_mask"] = terms.sum_to_size(mask.shape)
-    return (output, lse, *grads, torch.from_numpy(grad_mask).sum_to_size(mask.shape)), magnitudes
+    terms = abs(grad_mask) if mask_shape[3] != 1 else term
+    magnitudes["grad_attn_mask"] = _sum_to_shape(terms, mask.shape)
+    return (output, lse, *grads, _sum_to_shape(grad_mask, mask.shape)), magnitudes
+
+
+def _sum_to_shape(array, shape):
+    return torch.from_numpy(array.astype(np.float64)).sum_to_size(shape)
 
 
 def torch_answer(inputs, grad_output, grad_lse, is_causal, scale):

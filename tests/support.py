@@ -1,5 +1,8 @@
 """What every op's test needs: the places where ops run, and the numerical policy."""
 
+import os
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -60,3 +63,12 @@ def _places():
 
 
 PLACES = _places()
+
+
+def run_python(code, **environment):
+    """Runs `code` in a fresh interpreter; returns its standard output."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()

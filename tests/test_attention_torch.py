@@ -145,14 +145,15 @@ def test_autocast_lowers_precision_of_everything_but_float64(place, dtype):
     with place.use():
         with torch.autocast(place.device, dtype):
             output, lse = bigkern.attention_with_lse(query, key, value, mask)
-            double = bigkern.attention(*(tensor.double() for tensor in (query, key, value)))
+            if torch.float64 in place.dtypes:
+                double = bigkern.attention(*(tensor.double() for tensor in (query, key, value)))
+                assert double.dtype == torch.float64
             grads = torch.autograd.grad(output.float().sum() + lse.sum(), (query, key, value, mask))
         lowered = [tensor.detach().to(dtype).requires_grad_() for tensor in (query, key, value, mask)]
         right, right_lse = bigkern.attention_with_lse(*lowered)
         right_grads = torch.autograd.grad(right.float().sum() + right_lse.sum(), lowered)
     assert output.dtype == dtype
     assert lse.dtype == torch.float32
-    assert double.dtype == torch.float64
     assert torch.equal(output, right)
     assert torch.equal(lse, right_lse)
     for tensor, grad, right_grad in zip((query, key, value, mask), grads, right_grads, strict=True):
@@ -203,7 +204,7 @@ def test_memory_does_not_grow_with_the_scores():
 
 
 def test_explain_names_the_backend_and_the_reasons():
-    inputs = [torch.randn(1, 1, 4, 300)] * 3
+    inputs = [torch.randn(1, 1, 256, 300)] * 3
     (decision,) = bigkern.explain(F.scaled_dot_product_attention, *inputs)
     assert decision.kernel == "attention_forward"
     assert decision.chosen == "cpu"

@@ -15,17 +15,9 @@ import torch
 import bigkern
 from bigkern import _C
 from bigkern.backends import cpu
+from tests.support import run_python
 
 ROOT = Path(__file__).parent.parent
-
-
-def run_python(code, **environment):
-    """Runs `code` in a fresh interpreter; returns its standard output."""
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 def test_every_instruction_set_of_this_machine_is_built():
@@ -154,6 +146,7 @@ def test_forked_child_computes():
 import os, signal
 import numpy as np
 from bigkern.backends import cpu
+from tests.support import run_python
 def quantized():
     q = np.empty(x.shape, np.int8)
     cpu.module().quantize_forward(x, True, q, np.empty(2000, np.float32), np.empty(0, np.int32))

@@ -156,11 +156,16 @@ def test_any_layout(place, probabilities):
             for layout in views_of(target):
                 check(place, logits, layout, reduction="none")
     for matrix in (base[0], base[0].t().contiguous().t(), base[:, 0], base[:, :, 0], base[:1, 0].expand(8, 8)):
-        target = matrix.softmax(1) if probabilities else torch.arange(matrix.shape[0], device=place.device) % 3
+        # Not the logits' own softmax, which would leave nothing of the gradient but rounding.
+        target = (
+            torch.rand_like(matrix).softmax(1)
+            if probabilities
+            else torch.arange(matrix.shape[0], device=place.device) % 3
+        )
         check(place, matrix, target)
     image = base.reshape(4, 6, 2, 4)
     for logits in (image.to(memory_format=torch.channels_last), image.transpose(2, 3), image[:, :, ::2]):
-        target = logits.softmax(1) if probabilities else logits.argmin(1)
+        target = torch.rand_like(logits).softmax(1) if probabilities else logits.argmin(1)
         check(place, logits, target, reduction="none")
 
 
@@ -208,11 +213,12 @@ def test_nothing_left_to_average_gives_nan(place, shape):
 def test_empty_batches(place, shape, probabilities):
     logits = torch.randn(shape, device=place.device)
     target = torch.rand_like(logits) if probabilities else torch.full(target_shape(shape), -100, device=place.device)
-    for reduction in ("none", "mean", "sum"):
+    # As PyTorch, where it does not raise: it does for some of the shapes without classes.
+    expected = {"none": torch.zeros(target_shape(shape)), "mean": torch.tensor(NAN), "sum": torch.tensor(0.0)}
+    for reduction in expected:
         with place.use():
             loss, _, grad, _ = run(bigkern.cross_entropy, logits, target, None, reduction=reduction)
-        expected = torch_functional.cross_entropy(logits, target, reduction=reduction)
-        torch.testing.assert_close(loss, expected, equal_nan=True)
+        torch.testing.assert_close(loss.cpu(), expected[reduction], equal_nan=True)
         assert grad.shape == shape
 
 
@@ -353,6 +359,7 @@ def test_registration_is_complete():
             opcheck(torch.ops.bigkern.cross_entropy_backward.default, args)
 
 
+@bigkern.use_backend("cpu")  # on auto, calls this small are PyTorch's own in eager mode
 def test_compiles_with_dynamic_shapes():
     def step(logits, target):
         return bigkern.cross_entropy(logits * 2, target, label_smoothing=0.1) + 1

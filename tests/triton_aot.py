@@ -55,14 +55,15 @@ def compile_cases(test_file):
 def compile_in_this_process(test_file, arch):
     """{case: [report]} for one architecture; needs a process without TRITON_INTERPRET."""
     # kernels/ is imported straight from the tree: nothing has to be built or installed for this.
-    sys.path[:0] = [str(REPOSITORY), str(Path(test_file).resolve().parent)]
+    sys.path.insert(0, str(REPOSITORY))
     from kernels import common
 
     common.ARCH_WITHOUT_GPU = arch
     spec = importlib.util.spec_from_file_location("aot_case_file", test_file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {name: [compile_launch(launch, arch) for launch in catch_launches(call)] for name, call in module.aot_cases().items()}
+    launches = {name: catch_launches(call) for name, call in module.aot_cases().items()}
+    return {name: [compile_launch(launch, arch) for launch in caught] for name, caught in launches.items()}
 
 
 def catch_launches(call):

@@ -14,10 +14,13 @@ gradient in one more pass; no softmax is ever stored.
 
 import torch
 
-from ..registration import Kernel
+from ..registration import Kernel, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum")
+# Below this many logits, what a call costs before and after its kernel outweighs what the kernel saves.
+SMALL = 1 << 18
+SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} logits (benchmarks/bench_overhead.py)"
 
 
 def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -45,6 +48,10 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
     """
     has_probabilities = target.shape == input.shape
     _check(input, target, weight, ignore_index, reduction, label_smoothing, has_probabilities)
+    if weight is None and input.numel() < SMALL and too_small("cross_entropy", SMALL_REASON, input, target):
+        return torch.nn.functional.cross_entropy(
+            input, target, None, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
     if has_probabilities:
         dtype = torch.promote_types(input.dtype, target.dtype)
         if weight is not None:
@@ -153,9 +160,12 @@ def _forward_torch(input, target, weight, ignore_index, reduction, label_smoothi
     if x.shape[2] == 1:  # PyTorch sums more precisely over a last dimension
         x, target = x.squeeze(2), target.squeeze(-1)
     weight = None if weight is None else weight.to(x.dtype)
-    loss = torch.nn.functional.cross_entropy(
-        x, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-    )
+    if x.shape[1] == 0:  # PyTorch raises for some of these
+        loss = x.sum(1) if reduction == "none" else x.new_full((), float("nan") if reduction == "mean" else 0)
+    else:
+        loss = torch.nn.functional.cross_entropy(
+            x, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
     lse = torch.logsumexp(x, 1)
     # The kernels' exp(x - lse) gives PyTorch's NaN for such rows.
     lse = lse.masked_fill(lse.isinf(), float("nan")).view(input.shape[0], input.shape[2])
@@ -236,6 +246,8 @@ def _allocate_backward(
 def _backward_torch(
     grad_loss, input, target, weight, lse, total_weight, ignore_index, reduction, label_smoothing, needs_target_grad
 ):
+    if input.numel() == 0:
+        return input.clone(), target.clone() if needs_target_grad else input.new_empty(0)
     # From the logits and not from lse, which autograd takes for a constant: this is what second derivatives go through.
     log_p = _log_softmax_torch(input.to(lse.dtype))
     classes = input.shape[1]

@@ -15,7 +15,7 @@ rounding. Source of gelu and silu: Hendrycks and Gimpel, "Gaussian Error Linear 
 import torch
 import torch.nn.functional as F
 
-from ..registration import Kernel
+from ..registration import Kernel, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ACTIVATIONS = {
@@ -48,6 +48,9 @@ ACTIVATION_GRADIENTS = {
     "tanh": torch.ops.aten.tanh_backward,
 }
 NEEDS_PRE_ACTIVATION = ("gelu", "gelu_tanh", "silu")
+# Below this many multiplications, what a call costs before and after its kernel outweighs what the kernel saves.
+SMALL = 1 << 19
+SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} multiplications (benchmarks/bench_overhead.py)"
 
 
 def linear_act(input, weight, bias=None, activation="relu"):
@@ -83,6 +86,8 @@ def apply_linear(input, weight, bias, activation, op):
             raise ValueError(f"{op}: bias must have shape {tuple(weight_shape[:1])}, got {tuple(bias.shape)}")
         if bias.dtype != dtype or bias.device != device:
             _check_pair(input, bias, "bias", op)
+    if input.numel() * weight_shape[0] < SMALL and too_small(op, SMALL_REASON, input, weight, bias):
+        return ACTIVATIONS[activation](F.linear(input, weight, bias))
     save_pre_activation = (
         activation in NEEDS_PRE_ACTIVATION
         and torch.is_grad_enabled()

@@ -2,6 +2,7 @@
 // other; a running maximum and sum per query make the softmax exact, and no score leaves the cache.
 #include "attention.h"
 
+#include "attention_decode.h"
 #include "kernels.h"
 
 namespace bigkern {
@@ -90,14 +91,6 @@ void attend(Tile tile, const Sizes& sizes, const PackedKeys<E>& packed, const Te
   }
 }
 
-template <class T, class A = acc_t<T>>
-void store_output(const A* sums, A row_sum, int64_t cols, T* output) {
-  A inverse = row_sum == 0 ? A(0) : 1 / row_sum;  // a fully masked row is 0
-  int64_t col = 0;
-  for (; col + lanes<A> <= cols; col += lanes<A>) store(output + col, load(sums + col) * inverse);
-  if (col < cols) store_partial(output + col, load(sums + col) * inverse, cols - col);
-}
-
 template <class T, class E, class A = acc_t<T>>
 void attention_forward_typed(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
                              const Dropout& dropout, bool is_causal, double scale, const Tensor& output,
@@ -152,6 +145,8 @@ void attention_forward(const Tensor& query, const Tensor& key, const Tensor& val
   Dropout dropout(rng_state, dropout_p, query.sizes[1]);
   dispatch_floating(query.dtype, "attention_forward", [&](auto tag) {
     using T = typename decltype(tag)::type;
+    if (suits_decoding(Sizes(query, key, value), key, value, dropout, is_causal))
+      return attention_decode<T>(query, key, value, attn_mask, scale, output, lse);
     dispatch_elements<T>([&](auto element) {
       attention_forward_typed<T, typename decltype(element)::type>(query, key, value, attn_mask, dropout, is_causal,
                                                                    scale, output, lse);

@@ -81,15 +81,14 @@ BIGKERN_ALWAYS_INLINE void over_query_vectors(const Tile& tile, const Body& body
   for (int64_t i = 0; i < tile.queries; i += lanes<A>) body(i);
 }
 
-// Packed operands of as many (batch, kv head) pairs as fit the cache are made at once, then used by all threads.
+// Packed operands of as many (batch, kv head) pairs as fit the threads' caches are made at once, then used by all.
 struct HeadWaves {
   int64_t heads, size;
 
   HeadWaves(int64_t heads, size_t bytes_per_head) : heads(heads) {
-    constexpr size_t kCacheBytes = size_t{16} << 20;
-    int64_t fitting = static_cast<int64_t>(kCacheBytes / std::max<size_t>(1, bytes_per_head));
-    int64_t threads = available_threads();
-    size = std::min(heads, std::max(threads, fitting / threads * threads));
+    constexpr size_t kCacheBytes = size_t{512} << 10;
+    int64_t heads_per_thread = static_cast<int64_t>(kCacheBytes / std::max<size_t>(1, bytes_per_head));
+    size = std::min(heads, available_threads() * std::max<int64_t>(1, heads_per_thread));
   }
 };
 
@@ -109,7 +108,7 @@ template <class E, class A = acc_t<E>>
 void multiply_keys_by_queries(const Tile& tile, const E* a, int64_t padded_k, const E* b, int64_t depth, A factor,
                               A* target) {
   constexpr int kLanes = lanes<A>;
-  over_columns<E>(tile.queries, [&](auto vectors, int64_t col) {
+  over_columns<E>(tile.queries, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     int64_t keys = tile.keys_visible_to(col + kPanel<E>);
     for (int64_t key = 0; key < keys; key += kTileRows) {
@@ -133,7 +132,7 @@ void accumulate_over_keys(const Tile& tile, const E* weights, const E* b, int64_
                           const A* rescale, A* sums) {
   constexpr int kLanes = lanes<A>;
   int64_t row_size = round_up(cols, kPanel<E>);
-  over_columns<E>(cols, [&](auto vectors, int64_t col) {
+  over_columns<E>(cols, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     const E* panel = b + col * (padded_k / kDepth<E>)+tile.k0 / kDepth<E> * kPanel<E>;
     for (int64_t query = 0; query < tile.queries; query += kTileRows) {
@@ -277,13 +276,22 @@ inline vec<float> exp_of_shifted(vec<float> x) {
   p = p * r + 0.9999997019767761f;
   p = p * r + 1.0f;
 #if defined(__AVX512F__)
-  return (vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
 #else
   vec<float> power = bit_cast<vec<float>>((bit_cast<vec_i32>(shifted) + 127) << 23);
   return select(vanishes, vec<float>{}, p * power);
 #endif
 }
 inline vec<double> exp_of_shifted(vec<double> x) { return exp(x); }
+
+// One row of the forward's output from its sums; a fully masked row is 0.
+template <class T, class A = acc_t<T>>
+void store_output(const A* sums, A row_sum, int64_t cols, T* output) {
+  A inverse = row_sum == 0 ? A(0) : 1 / row_sum;
+  int64_t col = 0;
+  for (; col + lanes<A> <= cols; col += lanes<A>) store(output + col, load(sums + col) * inverse);
+  if (col < cols) store_partial(output + col, load(sums + col) * inverse, cols - col);
+}
 
 // Two vectors of floats as one of pairs, rounded to nearest.
 inline vec_u32 pair_up(vec<float> first, vec<float> second) {

@@ -72,7 +72,7 @@ template <class E, class A = acc_t<E>>
 void accumulate_over_queries(const Tile& tile, const E* weights, const E* b, int64_t padded_q, int64_t cols, A* sums) {
   constexpr int64_t kLanes = lanes<A>, kRowSize = kBlockQ / kDepth<E>;
   int64_t row_size = round_up(cols, kPanel<E>), depth = ceil_div(tile.queries, kDepth<E>);
-  over_columns<E>(cols, [&](auto vectors, int64_t col) {
+  over_columns<E>(cols, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     const E* panel = b + col * (padded_q / kDepth<E>)+tile.q0 / kDepth<E> * kPanel<E>;
     for (int64_t key = 0; key < tile.keys; key += kTileRows) {

@@ -66,7 +66,9 @@ BIGKERN_ALWAYS_INLINE void multiply_add(vec<A>& sum, A a, const A* b) {
 BIGKERN_ALWAYS_INLINE void multiply_add(vec<float>& sum, bfloat16_pair a, const bfloat16_pair* b) {
   vec_u32 pairs_a = a.bits + vec_u32{}, pairs_b;
   std::memcpy(&pairs_b, b, sizeof(pairs_b));
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pairs_a), "v"(pairs_b));
+  vec<float> next = sum;  // asm on an array's element would keep the array in memory
+  asm("vdpbf16ps %2, %1, %0" : "+v"(next) : "v"(pairs_a), "v"(pairs_b));
+  sum = next;
 }
 #endif
 

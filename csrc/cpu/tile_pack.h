@@ -25,33 +25,36 @@ struct MatrixView {
   MatrixView rows_from(int64_t row, int64_t count) const { return {at(row, 0), count, cols, row_stride, col_stride}; }
 };
 
+template <class T>
+__attribute__((noinline)) vec<acc_t<T>> load_row_edge(const MatrixView<const T>& view, int64_t row, int64_t col) {
+  vec<acc_t<T>> values = {};
+  if (row >= view.rows) return values;
+  int64_t count = std::min<int64_t>(view.cols - col, lanes<acc_t<T>>);
+  for (int64_t lane = 0; lane < count; ++lane) values[lane] = to_acc(*view.at(row, col + lane));
+  return values;
+}
+
 // A vector of one row from column `col` on; zeros outside of the matrix.
 template <class T>
 inline vec<acc_t<T>> load_row(const MatrixView<const T>& view, int64_t row, int64_t col) {
-  constexpr int kLanes = lanes<acc_t<T>>;
-  int64_t count = std::min<int64_t>(view.cols - col, kLanes);
-  vec<acc_t<T>> values = {};
-  if (row >= view.rows || count <= 0) return values;
-  const T* source = view.at(row, col);
-  if (view.col_stride == 1) return count == kLanes ? load(source) : load_partial(source, count);
-  for (int64_t lane = 0; lane < count; ++lane) values[lane] = to_acc(source[lane * view.col_stride]);
-  return values;
+  if (view.col_stride == 1 && row < view.rows && col + lanes<acc_t<T>> <= view.cols) return load(view.at(row, col));
+  return load_row_edge(view, row, col);
+}
+
+__attribute__((noinline)) inline vec_u32 load_row_pairs_edge(const MatrixView<const bfloat16>& view, int64_t row,
+                                                             int64_t pair) {
+  bfloat16 values[2 * lanes<float>] = {};
+  int64_t count = row < view.rows ? std::min<int64_t>(view.cols - 2 * pair, 2 * lanes<float>) : 0;
+  for (int64_t lane = 0; lane < count; ++lane) values[lane] = *view.at(row, 2 * pair + lane);
+  return bit_cast<vec_u32>(values);
 }
 
 // A vector of column pairs of one row, from pair `pair` on.
 inline vec_u32 load_row_pairs(const MatrixView<const bfloat16>& view, int64_t row, int64_t pair) {
-  constexpr int kValues = 2 * lanes<float>;
-  int64_t count = std::min<int64_t>(view.cols - 2 * pair, kValues);
-  vec_u32 pairs = {};
-  if (row >= view.rows || count <= 0) return pairs;
-  const bfloat16* source = view.at(row, 2 * pair);
-  if (view.col_stride == 1 && count == kValues) {
-    std::memcpy(&pairs, source, sizeof(pairs));
-    return pairs;
-  }
-  bfloat16 values[kValues] = {};
-  for (int64_t lane = 0; lane < count; ++lane) values[lane] = source[lane * view.col_stride];
-  std::memcpy(&pairs, values, sizeof(pairs));
+  if (view.col_stride != 1 || row >= view.rows || 2 * (pair + lanes<float>) > view.cols)
+    return load_row_pairs_edge(view, row, pair);
+  vec_u32 pairs;
+  std::memcpy(&pairs, view.at(row, 2 * pair), sizeof(pairs));
   return pairs;
 }
 
@@ -114,12 +117,13 @@ template <class E, class T>
 void pack_row_panels(const MatrixView<const T>& view, int64_t first_row, int64_t rows, int64_t padded_rows, E* packed) {
   constexpr int kLanes = lanes<acc_t<E>>;
   int64_t elements = ceil_div(view.cols, kDepth<E>);
-  for (int64_t col = 0; col < elements; col += kPanel<E>, packed += padded_rows * kPanel<E>)
-    for (int64_t row = 0; row < rows; ++row) {
-      E* target = packed + (first_row + row) * kPanel<E>;
+  for (int64_t row = 0; row < rows; ++row) {
+    E* target = packed + (first_row + row) * kPanel<E>;
+    for (int64_t col = 0; col < elements; col += kPanel<E>, target += padded_rows * kPanel<E>) {
       store_elements(target, load_elements<E>(view, row, col));
       store_elements(target + kLanes, load_elements<E>(view, row, col + kLanes));
     }
+  }
 }
 
 // first_row is even where elements are pairs.

@@ -1,0 +1,242 @@
+"""Attention on GPUs: the forward pass, and the door to the backward pass.
+
+FlashAttention (Dao et al., 2022; Dao, 2023): one program owns BLOCK_Q query rows of one head and walks over the keys
+with a running softmax, so that the scores never reach memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention_backward import attention_backward
+from .attention_common import (
+    LN2,
+    dot,
+    dropout_keep,
+    dropout_threshold,
+    exp_score,
+    load_tile,
+    mask_kind,
+    mask_scores,
+    padded_dim,
+    scores_in_nats,
+    tile_from,
+    tile_offsets,
+    units_per_nat,
+)
+from .common import COMPILE_OPTIONS, INTERPRET, arch_of, on_device_of
+
+__all__ = ["attention_backward", "attention_forward"]
+
+
+# (block_q, block_k, num_warps, num_stages): the largest that spills no register. A first guess, not yet timed.
+FORWARD_TILES = {
+    "float32": {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (32, 16, 8, 1)},
+    "sm_80": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "sm_86": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_90, masked": {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
+    "sm_100": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 32, 8, 2)},
+}
+
+
+@triton.jit(do_not_specialize=["keep_threshold"])
+def attention_forward_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    mask_ptr,
+    rng_state_ptr,
+    output_ptr,
+    lse_ptr,
+    query_stride_batch,
+    query_stride_head,
+    query_stride_len,
+    query_stride_dim,
+    key_stride_batch,
+    key_stride_head,
+    key_stride_len,
+    key_stride_dim,
+    value_stride_batch,
+    value_stride_head,
+    value_stride_len,
+    value_stride_dim,
+    mask_stride_batch,
+    mask_stride_head,
+    mask_stride_q,
+    mask_stride_k,
+    heads,
+    group_size,
+    len_q,
+    len_k,
+    score_scale,
+    keep_threshold,
+    keep_scale,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    NEGATIVE_SCALE: tl.constexpr,
+    IN_NATS: tl.constexpr,
+    UPCAST_DOT: tl.constexpr,
+):
+    num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
+    q_block = tl.program_id(0) % num_q_blocks
+    if IS_CAUSAL:  # the last rows see the most keys; starting them first leaves the short programs for the end
+        q_block = num_q_blocks - 1 - q_block
+    batch_head = tl.program_id(0) // num_q_blocks
+    batch = (batch_head // heads).to(tl.int64)
+    head = (batch_head % heads).to(tl.int64)
+    kv_head = head // group_size
+    start_q = q_block * BLOCK_Q
+
+    query_rows = start_q + tl.arange(0, BLOCK_Q)
+    key_rows = tl.arange(0, BLOCK_K)
+    dims = tl.arange(0, BLOCK_DIM)
+    value_dims = tl.arange(0, BLOCK_VALUE)
+
+    query_ptrs = query_ptr + batch * query_stride_batch + head * query_stride_head
+    query_ptrs += tile_offsets(query_rows, dims, query_stride_len, query_stride_dim)
+    query = load_tile(query_ptrs, query_rows, len_q, dims, HEAD_DIM, True, HEAD_DIM != BLOCK_DIM)
+
+    key_ptrs = key_ptr + batch * key_stride_batch + kv_head * key_stride_head
+    key_ptrs += tile_offsets(key_rows, dims, key_stride_len, key_stride_dim)
+    value_ptrs = value_ptr + batch * value_stride_batch + kv_head * value_stride_head
+    value_ptrs += tile_offsets(key_rows, value_dims, value_stride_len, value_stride_dim)
+    if MASK_KIND != "none":
+        mask_ptr += batch * mask_stride_batch + head * mask_stride_head
+
+    row_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, BLOCK_VALUE], tl.float32)
+
+    visible_end = len_k  # one past the last key that any row of this block sees
+    full_end = len_k // BLOCK_K * BLOCK_K  # keys in tiles that every row sees whole
+    if IS_CAUSAL:
+        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
+        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+
+    # first the full tiles, then the tiles on the diagonal and at the end, which alone pay for the checks
+    for EDGE in tl.static_range(2):
+        if EDGE:
+            tiles_start, tiles_end = full_end, visible_end
+        else:
+            tiles_start, tiles_end = 0, full_end
+        for start_k in range(tiles_start, tiles_end, BLOCK_K):
+            keys = start_k + key_rows
+            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, EDGE, HEAD_DIM != BLOCK_DIM)
+            scores = dot(query, tl.trans(key), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
+
+            if EDGE or MASK_KIND != "none":
+                scores = mask_scores(
+                    scores * score_scale,
+                    query_rows[:, None],
+                    keys[None, :],
+                    len_q,
+                    len_k,
+                    mask_ptr,
+                    mask_stride_q,
+                    mask_stride_k,
+                    MASK_KIND,
+                    IS_CAUSAL and EDGE,
+                    EDGE,
+                )
+                new_max = tl.maximum(row_max, tl.max(scores, 1))
+                shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf - -inf is NaN
+                probs = exp_score(scores - shift[:, None], IN_NATS)
+            else:  # scaling after the maximum lets scale and shift be one fused multiply-add
+                if NEGATIVE_SCALE:
+                    new_max = tl.maximum(row_max, tl.min(scores, 1) * score_scale)
+                else:
+                    new_max = tl.maximum(row_max, tl.max(scores, 1) * score_scale)
+                shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+                probs = exp_score(scores * score_scale - shift[:, None], IN_NATS)
+
+            rescale = exp_score(row_max - shift, IN_NATS)
+            row_sum = row_sum * rescale + tl.sum(probs, 1)
+            if HAS_DROPOUT:  # after the sum: lse is the one without dropout
+                keep = dropout_keep(rng_state_ptr, batch_head, query_rows, start_k, keep_threshold, BLOCK_K)
+                probs = tl.where(keep, probs, 0.0)
+            acc = acc * rescale[:, None]
+            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
+            acc = dot(probs.to(value.dtype), value, acc, UPCAST_DOT)  # [BLOCK_Q, BLOCK_VALUE]
+
+            row_max = new_max
+            key_ptrs += tl.cast(key_stride_len, tl.int64) * BLOCK_K
+            value_ptrs += tl.cast(value_stride_len, tl.int64) * BLOCK_K
+
+    # a row that saw no key has sum 0: dividing by 1 leaves its output 0 and its lse -inf
+    row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)
+    output = acc * (keep_scale / row_sum)[:, None]
+    lse = row_max + tl.log2(row_sum) * LN2 if IN_NATS else (row_max + tl.log2(row_sum)) * LN2
+
+    output_rows = batch_head.to(tl.int64) * len_q + query_rows
+    output_ptrs = output_ptr + tile_offsets(output_rows, value_dims, VALUE_DIM, 1)
+    inside = query_rows < len_q
+    tl.store(
+        output_ptrs, output.to(output_ptr.dtype.element_ty), mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :]
+    )
+    tl.store(lse_ptr + output_rows, lse, mask=inside)
+
+
+def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale, output, lse):
+    """softmax(scale * query @ key^T + attn_mask) @ value, with dropout on the probabilities.
+
+    query [batch, heads, len_q, head_dim], key [batch, kv_heads, len_k, head_dim], value [batch, kv_heads, len_k,
+    value_dim], all float32, float16 or bfloat16, any strides. Writes output [batch, heads, len_q, value_dim] and the
+    natural log of each row's sum, lse [batch, heads, len_q] float32; both contiguous. A row that sees no key gets
+    output 0 and lse -inf. Raises ValueError for a head_dim or value_dim above 256.
+    """
+    batch, heads, len_q, head_dim = query.shape
+    kv_heads, len_k, value_dim = value.shape[1:]
+    if lse.numel() == 0:
+        return
+    if len_k == 0:
+        output.zero_()
+        lse.fill_(float("-inf"))
+        return
+    kind = mask_kind(attn_mask)
+    in_nats = scores_in_nats(kind, query.dtype)
+    has_mask_or_dropout = attn_mask is not None or dropout_p > 0.0
+    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, has_mask_or_dropout, arch_of(query.device))
+    with on_device_of(query):
+        attention_forward_kernel[(triton.cdiv(len_q, tile.block_q) * batch * heads,)](
+            query,
+            key,
+            value,
+            attn_mask,
+            rng_state,
+            output,
+            lse,
+            *query.stride(),
+            *key.stride(),
+            *value.stride(),
+            *((0, 0, 0, 0) if attn_mask is None else attn_mask.stride()),
+            heads,
+            heads // kv_heads,
+            len_q,
+            len_k,
+            scale * units_per_nat(in_nats),
+            dropout_threshold(dropout_p),
+            1.0 / (1.0 - dropout_p),
+            head_dim,
+            value_dim,
+            padded_dim(head_dim),
+            padded_dim(value_dim),
+            tile.block_q,
+            tile.block_k,
+            kind,
+            is_causal,
+            dropout_p > 0.0,
+            scale < 0.0,
+            in_nats,
+            INTERPRET and query.dtype == torch.bfloat16,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            **COMPILE_OPTIONS,
+        )

@@ -1,0 +1,164 @@
+"""Attention's gradients of query and mask: one program owns a block of queries and walks over the keys."""
+
+import triton
+import triton.language as tl
+
+from .attention_common import (
+    dot,
+    dropout_keep,
+    exp_shifted_score,
+    load_tile,
+    mask_scores,
+    tile_offsets,
+)
+
+# (block_q, block_k, num_warps, num_stages): the largest that spills no register. A first guess, not yet timed.
+QUERY_TILES = {
+    "float32": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
+    "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+    "sm_86": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+    "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_90, masked": {64: (128, 64, 8, 3), 128: (128, 32, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_100": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
+}
+
+
+@triton.jit(do_not_specialize=["keep_threshold"])
+def attention_backward_query_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    mask_ptr,
+    rng_state_ptr,
+    grad_output_ptr,
+    shift_ptr,
+    delta_ptr,
+    grad_query_ptr,
+    grad_mask_ptr,
+    query_stride_batch,
+    query_stride_head,
+    query_stride_len,
+    query_stride_dim,
+    key_stride_batch,
+    key_stride_head,
+    key_stride_len,
+    key_stride_dim,
+    value_stride_batch,
+    value_stride_head,
+    value_stride_len,
+    value_stride_dim,
+    mask_stride_batch,
+    mask_stride_head,
+    mask_stride_q,
+    mask_stride_k,
+    grad_output_stride_batch,
+    grad_output_stride_head,
+    grad_output_stride_len,
+    grad_output_stride_dim,
+    heads,
+    group_size,
+    len_q,
+    len_k,
+    padded_len_q,
+    scale,
+    score_scale,
+    keep_threshold,
+    keep_scale,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    NEEDS_MASK_GRAD: tl.constexpr,
+    IN_NATS: tl.constexpr,
+    UPCAST_DOT: tl.constexpr,
+):
+    """grad_query of BLOCK_Q queries, and their rows of grad_attn_mask."""
+    num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
+    q_block = tl.program_id(0) % num_q_blocks
+    if IS_CAUSAL:  # the longest programs first
+        q_block = num_q_blocks - 1 - q_block
+    batch_head = tl.program_id(0) // num_q_blocks
+    batch = (batch_head // heads).to(tl.int64)
+    head = (batch_head % heads).to(tl.int64)
+    kv_head = head // group_size
+    start_q = q_block * BLOCK_Q
+
+    queries = start_q + tl.arange(0, BLOCK_Q)
+    key_rows = tl.arange(0, BLOCK_K)
+    dims = tl.arange(0, BLOCK_DIM)
+    value_dims = tl.arange(0, BLOCK_VALUE)
+    inside = queries < len_q
+
+    query_ptrs = query_ptr + batch * query_stride_batch + head * query_stride_head
+    query_ptrs += tile_offsets(queries, dims, query_stride_len, query_stride_dim)
+    query = load_tile(query_ptrs, queries, len_q, dims, HEAD_DIM, True, HEAD_DIM != BLOCK_DIM)
+    grad_output_ptrs = grad_output_ptr + batch * grad_output_stride_batch + head * grad_output_stride_head
+    grad_output_ptrs += tile_offsets(queries, value_dims, grad_output_stride_len, grad_output_stride_dim)
+    grad_output = load_tile(grad_output_ptrs, queries, len_q, value_dims, VALUE_DIM, True, VALUE_DIM != BLOCK_VALUE)
+    stats_rows = batch_head.to(tl.int64) * padded_len_q + queries
+    shift = tl.load(shift_ptr + stats_rows)
+    delta = tl.load(delta_ptr + stats_rows)
+    grad_rows = batch_head.to(tl.int64) * len_q + queries
+
+    key_ptrs = key_ptr + batch * key_stride_batch + kv_head * key_stride_head
+    key_ptrs += tile_offsets(key_rows, dims, key_stride_len, key_stride_dim)
+    value_ptrs = value_ptr + batch * value_stride_batch + kv_head * value_stride_head
+    value_ptrs += tile_offsets(key_rows, value_dims, value_stride_len, value_stride_dim)
+    if MASK_KIND != "none":
+        mask_ptr += batch * mask_stride_batch + head * mask_stride_head
+
+    grad_query = tl.zeros([BLOCK_Q, BLOCK_DIM], tl.float32)
+
+    visible_end = len_k  # one past the last key that any row of this block sees
+    full_end = len_k // BLOCK_K * BLOCK_K  # keys in tiles that every row sees whole
+    if IS_CAUSAL:
+        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
+        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+
+    for EDGE in tl.static_range(2):
+        if EDGE:
+            tiles_start, tiles_end = full_end, visible_end
+        else:
+            tiles_start, tiles_end = 0, full_end
+        for start_k in range(tiles_start, tiles_end, BLOCK_K):
+            keys = start_k + key_rows
+            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, EDGE, HEAD_DIM != BLOCK_DIM)
+            scores = dot(query, tl.trans(key), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
+            scores = mask_scores(
+                scores * score_scale - shift[:, None],
+                queries[:, None],
+                keys[None, :],
+                len_q,
+                len_k,
+                mask_ptr,
+                mask_stride_q,
+                mask_stride_k,
+                MASK_KIND,
+                IS_CAUSAL and EDGE,
+                EDGE,
+            )
+            probs = exp_shifted_score(scores, MASK_KIND, IN_NATS)
+
+            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
+            grad_probs = dot(grad_output, tl.trans(value), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
+            if HAS_DROPOUT:
+                keep = dropout_keep(rng_state_ptr, batch_head, queries, start_k, keep_threshold, BLOCK_K)
+                grad_probs = tl.where(keep, grad_probs * keep_scale, 0.0)
+            grad_scores = probs * (grad_probs - delta[:, None])
+            if NEEDS_MASK_GRAD:
+                grad_mask_ptrs = grad_mask_ptr + tile_offsets(grad_rows, keys, len_k, 1)
+                grad_mask = grad_scores.to(grad_mask_ptr.dtype.element_ty)
+                tl.store(grad_mask_ptrs, grad_mask, mask=inside[:, None] & (keys < len_k)[None, :])
+            grad_query = dot(grad_scores.to(key.dtype), key, grad_query, UPCAST_DOT)
+
+            key_ptrs += tl.cast(key_stride_len, tl.int64) * BLOCK_K
+            value_ptrs += tl.cast(value_stride_len, tl.int64) * BLOCK_K
+
+    grad_query_ptrs = grad_query_ptr + tile_offsets(grad_rows, dims, HEAD_DIM, 1)
+    grad_query = (grad_query * scale).to(grad_query_ptr.dtype.element_ty)
+    tl.store(grad_query_ptrs, grad_query, mask=inside[:, None] & (dims < HEAD_DIM)[None, :])
