@@ -76,15 +76,15 @@ def linear_act(input, weight, bias=None, activation="relu"):
 
 def apply_linear(input, weight, bias, activation, op):
     """linear_act under the name `op`, which its errors carry."""
-    input_shape, weight_shape = input.shape, weight.shape
+    input_shape, weight_shape, dtype, device = input.shape, weight.shape, input.dtype, input.device
     if len(weight_shape) != 2 or not input_shape or input_shape[-1] != weight_shape[1]:
         raise _shape_error(input_shape, weight_shape, op)
-    if input.dtype != weight.dtype or input.dtype not in FLOATING or input.device != weight.device:
+    if weight.dtype != dtype or dtype not in FLOATING or weight.device != device:
         _check_pair(input, weight, "weight", op)
     if bias is not None:
-        if bias.shape != weight_shape[:1]:
+        if bias.ndim != 1 or bias.shape[0] != weight_shape[0]:
             raise ValueError(f"{op}: bias must have shape {tuple(weight_shape[:1])}, got {tuple(bias.shape)}")
-        if input.dtype != bias.dtype or input.device != bias.device:
+        if bias.dtype != dtype or bias.device != device:
             _check_pair(input, bias, "bias", op)
     if input.numel() * weight_shape[0] < SMALL and too_small(op, SMALL_REASON, input, weight, bias):
         return ACTIVATIONS[activation](F.linear(input, weight, bias))

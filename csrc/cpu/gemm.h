@@ -13,16 +13,20 @@
 #include "pack.h"
 #include "parallel.h"
 #include "thin.h"
+#include "thin_rows.h"
 #include "workspace.h"
 
 namespace bigkern {
 
+// Block sizes, for a level-2 cache of 512 KiB or more. Steps count packed values along the depth.
 template <class P>
 struct Blocking {
-  static constexpr int64_t kSteps = 1024 / static_cast<int64_t>(sizeof(P));  // of the depth, in packed values
+  static constexpr int64_t kSteps = 2048 / static_cast<int64_t>(sizeof(P));
   static constexpr int64_t kColumns = 8 * kTileColumns<P>;
-  static constexpr int64_t kPanels = 8;                      // of kTileRows rows each
-  static constexpr int64_t kPackedBytes = int64_t{4} << 20;  // of B, over the whole depth
+  static constexpr int64_t kMostColumns = 64 * kTileColumns<P>;  // where the depth is small
+  static constexpr int64_t kPanels = 8;                          // of kTileRows rows each
+  static constexpr int64_t kPackedBytes = int64_t{4} << 20;      // of B, over the whole depth
+  static constexpr int64_t kShallowSteps = 64;
 };
 
 struct Range2d {
@@ -59,73 +63,131 @@ inline ThreadGrid choose_thread_grid(int64_t M, int64_t N, int64_t K, int64_t ti
 
 struct GemmWorkspace;
 
-// The epilogue is called as epilogue(row, col, rows, cols, sums, stride) on finished pieces of the product.
+// One thread's rectangle of the product. The epilogue is called as epilogue(row, col, rows, cols, sums, sums_pitch) on
+// finished tiles.
 template <class Reader, class T, class Epilogue>
-void gemm_rectangle(const Matrix<T>& a, const Matrix<T>& b, const Range2d& range, const Epilogue& epilogue) {
+class RectangleProduct {
   using P = typename Reader::packed;
   using A = typename packed_traits<P>::accumulator;
   using Block = Blocking<P>;
-  constexpr int kDepth = packed_traits<P>::depth, kLanes = packed_lanes<P>, kPitch = kRowPitch<P>;
+  static constexpr int64_t kDepth = packed_traits<P>::depth, kLanes = packed_lanes<P>, kPitch = kRowPitch<P>;
+  static constexpr int64_t kTileCols = kTileColumns<P>;
 
-  const int64_t M = range.row_end - range.row_begin, N = range.col_end - range.col_begin;
-  const int64_t depth = a.cols, steps = (depth + kDepth - 1) / kDepth;
-  // Rows are divided evenly: three panels of 11 instead of 14, 14 and 5.
-  const int64_t panels = (M + kTileRows - 1) / kTileRows;
-  auto panel_row = [&](int64_t panel) { return range.row_begin + panel * M / panels; };
+ public:
+  RectangleProduct(const Matrix<T>& a, const Matrix<T>& b, const Range2d& range, const Epilogue& epilogue)
+      : a_(a), b_(b), range_(range), epilogue_(epilogue) {
+    const int64_t M = range.row_end - range.row_begin, N = range.col_end - range.col_begin;
+    steps_ = (a.cols + kDepth - 1) / kDepth;
+    panels_ = (M + kTileRows - 1) / kTileRows;
+    block_steps_ = std::min(steps_, Block::kSteps);
+    // B is packed once for all blocks of rows, so a second block asks for its whole depth to be kept.
+    keeps_b_ = panels_ > Block::kPanels;
+    const int64_t kept_steps = std::max<int64_t>(keeps_b_ ? steps_ : block_steps_, 1);
+    int64_t cols = std::min(Block::kColumns * Block::kSteps / std::max<int64_t>(block_steps_, 1), Block::kMostColumns);
+    cols = std::min(cols, Block::kPackedBytes / (kept_steps * int64_t{sizeof(P)}));
+    cols = std::max(cols / kTileCols * kTileCols, kTileCols);
+    block_cols_ = std::min(cols, (N + kLanes - 1) / kLanes * kLanes);
+    // Sums outlive a tile only where the depth takes several blocks.
+    sums_pitch_ = steps_ > block_steps_ ? block_cols_ : kTileCols;
+    sums_size_ = sums_pitch_ * (steps_ > block_steps_ ? std::min(M, Block::kPanels * kTileRows) : kTileRows);
+    b_size_ = kept_steps * block_cols_;
+  }
 
-  const bool one_row_block = panels <= Block::kPanels;
-  const int64_t block_steps = std::min(steps, Block::kSteps);
-  const int64_t kept_steps = one_row_block ? block_steps : steps;  // of B: packed once for all blocks of rows
-  int64_t fitting = Block::kPackedBytes / (std::max<int64_t>(kept_steps, 1) * int64_t{sizeof(P)});
-  int64_t block_cols = std::min(Block::kColumns, std::max<int64_t>(fitting, 1));
-  block_cols = std::min((block_cols + kTileColumns<P> - 1) / kTileColumns<P> * kTileColumns<P>,
-                        (N + kLanes - 1) / kLanes * kLanes);
-
-  const int64_t a_size = std::min(panels, Block::kPanels) * block_steps * kPitch;
-  const int64_t b_size = kept_steps * block_cols;
-  const int64_t sums_size = std::min(M, Block::kPanels * kTileRows) * block_cols;
-  Lease<GemmWorkspace> lease((a_size + b_size) * sizeof(P) + sums_size * sizeof(A));
-  A* sums = lease.as<A>();
-  P* packed_b = reinterpret_cast<P*>(sums + sums_size);
-  P* packed_a = packed_b + b_size;
-
-  for (int64_t col = range.col_begin; col < range.col_end; col += block_cols) {
-    const int64_t cols = std::min(block_cols, range.col_end - col);
-    for (int64_t first = 0; first < panels; first += Block::kPanels) {
-      const int64_t last = std::min(first + Block::kPanels, panels);
-      int64_t step = 0;
-      do {  // once even where the depth is 0: the epilogue then sees zeros
-        const int64_t count = std::min(block_steps, steps - step);
-        const int64_t k = step * kDepth, block_depth = std::min(count * kDepth, depth - k);
-        P* b_block = packed_b + (one_row_block ? 0 : step * block_cols);
-        auto b_panel = [&](int64_t j) { return b_block + j * count; };
-        auto width_of = [&](int64_t j) { return std::min<int64_t>(kTileColumns<P>, cols - j); };
-        auto vectors_of = [&](int64_t j) { return static_cast<int>((width_of(j) + kLanes - 1) / kLanes); };
-        if (first == 0)
-          for (int64_t j = 0; j < cols; j += kTileColumns<P>) {
-            Strip<T> strip = {b.data + k * b.row_stride + (col + j) * b.col_stride, width_of(j), block_depth,
-                              b.col_stride, b.row_stride};
-            pack_panel<Reader>(strip, vectors_of(j) * kLanes, b_panel(j));
-          }
-        for (int64_t panel = first; panel < last; ++panel) {
-          const int64_t row = panel_row(panel);
-          Strip<T> strip = {a.data + row * a.row_stride + k * a.col_stride, panel_row(panel + 1) - row, block_depth,
-                            a.row_stride, a.col_stride};
-          pack_panel<Reader>(strip, kPitch, packed_a + (panel - first) * count * kPitch);
-        }
-        for (int64_t j = 0; j < cols; j += kTileColumns<P>)
-          for (int64_t panel = first; panel < last; ++panel) {
-            const int64_t row = panel_row(panel), rows = panel_row(panel + 1) - row;
-            A* tile = sums + (row - panel_row(first)) * block_cols + j;
-            find_microkernel<P>(static_cast<int>(rows), vectors_of(j))(
-                count, packed_a + (panel - first) * count * kPitch, b_panel(j), tile, block_cols, step > 0);
-            if (step + count >= steps) epilogue(row, col + j, rows, width_of(j), tile, block_cols);
-          }
-        step += block_steps;
-      } while (step < steps);
+  void run() {
+    const int64_t a_size = std::min(panels_, Block::kPanels) * block_steps_ * kPitch;
+    Lease<GemmWorkspace> lease(sums_size_ * sizeof(A) + (b_size_ + a_size) * sizeof(P));
+    sums_ = lease.template as<A>();
+    packed_b_ = reinterpret_cast<P*>(sums_ + sums_size_);
+    packed_a_ = packed_b_ + b_size_;
+    for (int64_t col = range_.col_begin; col < range_.col_end; col += block_cols_) {
+      const int64_t cols = std::min(block_cols_, range_.col_end - col);
+      for (int64_t panel = 0; panel < panels_; panel += Block::kPanels) {
+        const int64_t last_panel = std::min(panel + Block::kPanels, panels_);
+        int64_t step = 0;
+        do {  // once even where the depth is 0: the epilogue then sees zeros
+          const int64_t count = std::min(block_steps_, steps_ - step);
+          P* b_block = packed_b_ + (keeps_b_ ? step * block_cols_ : 0);
+          if (panel == 0) pack_b(col, cols, step, count, b_block);
+          pack_a(panel, last_panel, step, count);
+          multiply(col, cols, panel, last_panel, step, count, b_block);
+          step += block_steps_;
+        } while (step < steps_);
+      }
     }
   }
-}
+
+ private:
+  // Rows are divided evenly: three panels of 11 instead of 14, 14 and 5.
+  int64_t panel_row(int64_t panel) const {
+    return range_.row_begin + panel * (range_.row_end - range_.row_begin) / panels_;
+  }
+  static int64_t tile_cols(int64_t cols, int64_t j) { return std::min(kTileCols, cols - j); }
+  static int tile_vectors(int64_t cols, int64_t j) {
+    return static_cast<int>((tile_cols(cols, j) + kLanes - 1) / kLanes);
+  }
+
+  // Where memory runs along the width, a few steps of all panels at a time: whole rows are read, not strips of them.
+  static int64_t packing_steps(int64_t width_stride, int64_t depth_stride, int64_t count) {
+    return width_stride == 1 && depth_stride != 1 ? std::min<int64_t>(16, count) : count;
+  }
+
+  void pack_b(int64_t col, int64_t cols, int64_t step, int64_t count, P* block) const {
+    const int64_t stride = std::max<int64_t>(packing_steps(b_.col_stride, b_.row_stride, count), 1);
+    for (int64_t s = 0; s < count; s += stride) {
+      const int64_t k = (step + s) * kDepth, depth = std::min(std::min(stride, count - s) * kDepth, b_.rows - k);
+      for (int64_t j = 0; j < cols; j += kTileCols) {
+        const int64_t pitch = tile_vectors(cols, j) * kLanes;
+        Strip<T> strip = {b_.data + k * b_.row_stride + (col + j) * b_.col_stride, tile_cols(cols, j), depth,
+                          b_.col_stride, b_.row_stride};
+        pack_panel<Reader>(strip, static_cast<int>(pitch), block + j * count + s * pitch);
+      }
+    }
+  }
+
+  void pack_a(int64_t first, int64_t last, int64_t step, int64_t count) const {
+    const int64_t stride = std::max<int64_t>(packing_steps(a_.row_stride, a_.col_stride, count), 1);
+    for (int64_t s = 0; s < count; s += stride) {
+      const int64_t k = (step + s) * kDepth, depth = std::min(std::min(stride, count - s) * kDepth, a_.cols - k);
+      for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t row = panel_row(panel);
+        // Whole vectors pack faster: rows that follow the panel's own come along, and nobody reads them.
+        const int64_t width = std::min<int64_t>(kPitch, a_.rows - row);
+        Strip<T> strip = {a_.data + row * a_.row_stride + k * a_.col_stride, width, depth, a_.row_stride,
+                          a_.col_stride};
+        pack_panel<Reader>(strip, kPitch, packed_a_ + ((panel - first) * count + s) * kPitch);
+      }
+    }
+  }
+
+  void multiply(int64_t col, int64_t cols, int64_t first, int64_t last, int64_t step, int64_t count,
+                const P* b_block) const {
+    auto tile = [&](int64_t panel, int64_t j) {
+      const int64_t row = panel_row(panel), rows = panel_row(panel + 1) - row;
+      A* sums = sums_ + (steps_ > block_steps_ ? (row - panel_row(first)) * sums_pitch_ + j : 0);
+      find_microkernel<P>(static_cast<int>(rows), tile_vectors(cols, j))(
+          count, packed_a_ + (panel - first) * count * kPitch, b_block + j * count, sums, sums_pitch_, step > 0);
+      if (step + count >= steps_) epilogue_(row, col + j, rows, tile_cols(cols, j), sums, sums_pitch_);
+    };
+    if (count <= Block::kShallowSteps) {  // bound by writing C: along its rows
+      for (int64_t panel = first; panel < last; ++panel)
+        for (int64_t j = 0; j < cols; j += kTileCols) tile(panel, j);
+    } else {  // a panel of B stays in L1
+      for (int64_t j = 0; j < cols; j += kTileCols)
+        for (int64_t panel = first; panel < last; ++panel) tile(panel, j);
+    }
+  }
+
+  const Matrix<T>& a_;
+  const Matrix<T>& b_;
+  const Range2d range_;
+  const Epilogue& epilogue_;
+  int64_t steps_, panels_, block_steps_, block_cols_;
+  int64_t sums_pitch_, sums_size_, b_size_;
+  bool keeps_b_;
+  A* sums_ = nullptr;
+  P* packed_a_ = nullptr;
+  P* packed_b_ = nullptr;
+};
 
 template <class Reader, class T, class Epilogue>
 void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
@@ -140,25 +202,29 @@ void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogu
       Range2d range = {i * M / grid.rows, (i + 1) * M / grid.rows, j * col_tiles / grid.cols * kTileColumns<P>,
                        std::min((j + 1) * col_tiles / grid.cols * kTileColumns<P>, N)};
       if (range.row_begin < range.row_end && range.col_begin < range.col_end)
-        gemm_rectangle<Reader>(a, b, range, epilogue);
+        RectangleProduct<Reader, T, Epilogue>(a, b, range, epilogue).run();
     }
   });
 }
 
 // Where dot products beat packing, as measured on Zen 4: what they save is the packing of B, which weighs less the more
 // rows there are; what they pay is summing a tile's lanes, which weighs less the deeper the product.
-inline bool is_thin(int64_t M, int64_t K) { return M <= 24 && K >= std::max<int64_t>(64, 16 * M); }
+inline bool is_thin(int64_t M, int64_t steps) { return M <= 24 && steps >= std::max<int64_t>(64, 16 * M); }
 
 // epilogue(A B); a is [M, K], b is [K, N].
 template <class T, class Epilogue>
 void gemm(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
-  const bool thin = b.row_stride == 1 && is_thin(a.rows, a.cols);
+  const bool depth_is_dense = b.row_stride == 1;
+  if (!depth_is_dense && b.col_stride == 1 && a.rows <= kThinRows) return gemm_thin_rows(a, b, epilogue);
 #if defined(BIGKERN_BFLOAT16_DOT)
   if constexpr (std::is_same_v<T, bfloat16>)
-    if (has_bfloat16_dot())
-      return thin ? gemm_thin<ThinKernel<T, bfloat16>>(a, b, epilogue) : gemm_packed<PairReader>(a, b, epilogue);
+    if (has_bfloat16_dot()) {
+      if (depth_is_dense && is_thin(a.rows, a.cols / 2)) return gemm_thin<ThinKernel<T, bfloat16>>(a, b, epilogue);
+      return gemm_packed<PairReader>(a, b, epilogue);
+    }
 #endif
-  thin ? gemm_thin<ThinKernel<T, acc_t<T>>>(a, b, epilogue) : gemm_packed<WidenReader<T>>(a, b, epilogue);
+  if (depth_is_dense && is_thin(a.rows, a.cols)) return gemm_thin<ThinKernel<T, acc_t<T>>>(a, b, epilogue);
+  gemm_packed<WidenReader<T>>(a, b, epilogue);
 }
 
 }  // namespace bigkern

@@ -19,24 +19,38 @@ struct LinearEpilogue {
   const T* bias = nullptr;
   Activation activation = Activation::none;
 
-  void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const acc_t<T>* sums, int64_t stride) const {
+  void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const acc_t<T>* sums, int64_t pitch) const {
+    const int64_t offset = row * row_length + col;
     dispatch_activation(activation, [&](auto kind) {
-      for (int64_t r = 0; r < rows; ++r) {
-        int64_t offset = (row + r) * row_length + col, c = 0;
-        for (; c + lanes<acc_t<T>> <= cols; c += lanes<acc_t<T>>) {
-          vec<acc_t<T>> z = load(sums + r * stride + c);
-          if (bias) z += load(bias + col + c);
-          if (pre_activation) store(pre_activation + offset + c, z);
-          store(output + offset + c, activate<kind>(z));
-        }
-        if (int64_t rest = cols - c) {
-          vec<acc_t<T>> z = load_partial(sums + r * stride + c, rest);
-          if (bias) z += load_partial(bias + col + c, rest);
-          if (pre_activation) store_partial(pre_activation + offset + c, z, rest);
-          store_partial(output + offset + c, activate<kind>(z), rest);
-        }
-      }
+      finish_tile<kind>(rows, cols, sums, pitch, bias ? bias + col : nullptr,
+                        pre_activation ? pre_activation + offset : nullptr, output + offset, row_length);
     });
+  }
+
+  // Everything by value: the stores might alias what is reached through a reference, which would be read anew each
+  // time.
+  template <Activation kind>
+  static void finish_tile(int64_t rows, int64_t cols, const acc_t<T>* sums, int64_t pitch, const T* bias,
+                          T* pre_activation, T* output, int64_t row_length) {
+    constexpr int kLanes = lanes<acc_t<T>>;
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t c = 0;
+      for (; c + kLanes <= cols; c += kLanes) {
+        vec<acc_t<T>> z = load(sums + c);
+        if (bias) z += load(bias + c);
+        if (pre_activation) store(pre_activation + c, z);
+        store(output + c, activate<kind>(z));
+      }
+      if (const int64_t rest = cols - c) {
+        vec<acc_t<T>> z = load_partial(sums + c, rest);
+        if (bias) z += load_partial(bias + c, rest);
+        if (pre_activation) store_partial(pre_activation + c, z, rest);
+        store_partial(output + c, activate<kind>(z), rest);
+      }
+      sums += pitch;
+      output += row_length;
+      if (pre_activation) pre_activation += row_length;
+    }
   }
 };
 

@@ -151,8 +151,7 @@ inline void store(double* p, vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(bfloat16* p, vec<float> v) {
   vec_u32 bits = bit_cast<vec_u32>(v);
   vec_u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  vec_u32 is_nan = (vec_u32)(v != v);
-  rounded = (rounded & ~is_nan) | (((bits >> 16) | 0x40) & is_nan);
+  rounded = v != v ? vec_u32{} + 0x7fc0 : rounded;  // rounding could carry a NaN into infinity
   vec_u16 narrow = __builtin_convertvector(rounded, vec_u16);
   std::memcpy(p, &narrow, sizeof(narrow));
 }

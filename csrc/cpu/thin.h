@@ -112,7 +112,7 @@ void thin_rows(const Matrix<T>& b, const typename Kernel::packed* rows, int64_t 
 template <class Kernel, class T, class Epilogue>
 void gemm_thin(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
   using P = typename Kernel::packed;
-  constexpr int64_t kColumns = 96;  // of one piece of work; a multiple of every kThinColumns
+  constexpr int64_t kColumns = 48;  // of one piece of work; a multiple of every kThinColumns
   const int64_t M = a.rows, N = b.cols, depth = b.rows;
   const int64_t pitch = (depth + Kernel::kLanes - 1) / Kernel::kLanes * Kernel::kLanes;
   Lease<ThinWorkspace> lease(M * pitch * sizeof(P));
