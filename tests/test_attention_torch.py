@@ -214,6 +214,13 @@ def test_explain_names_the_backend_and_the_reasons():
     assert decision.reasons["triton"] == "head_dim 300 is above 256"
 
 
+@pytest.mark.parametrize("len_k", [1, 2, 5, 40])
+def test_auto_shows_nan_at_every_length(len_k):
+    """PyTorch's own CPU op turns a NaN query into zeros where there are few keys."""
+    query, key, value = torch.full((1, 1, 3, 8), float("nan")), torch.randn(1, 1, len_k, 8), torch.randn(1, 1, len_k, 8)
+    assert bigkern.attention(query, key, value).isnan().all()
+
+
 def ones(*shape, dtype=torch.float32, device="cpu"):
     return torch.ones(shape, dtype=dtype, device=device)
 

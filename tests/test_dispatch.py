@@ -127,7 +127,6 @@ def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
 SMALL_AND_LARGE = {
     "linear_act": (lambda n: (torch.randn(n, n), torch.randn(n, n)), 8, 128),
     "cross_entropy": (lambda n: (torch.randn(n, n), torch.randint(n, (n,))), 8, 512),
-    "attention": (lambda n: tuple(torch.randn(1, 1, n, 16) for _ in range(3)), 4, 256),
 }
 
 

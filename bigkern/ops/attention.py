@@ -16,13 +16,10 @@ import math
 import torch
 
 from ..backends.torch_attention import attention_backward_torch, attention_forward_torch
-from ..registration import Kernel, cast_floating, too_small
+from ..registration import Kernel, cast_floating
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEAD_DIM_TRITON = 256
-# Below this many scores, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 15
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} scores (benchmarks/bench_overhead.py)"
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,14 +54,6 @@ def attention(
         TypeError: a dtype is not as above.
         ValueError: shapes that do not fit, several devices, dropout_p outside [0, 1], attn_mask with is_causal.
     """
-    if attn_mask is None and dropout_p == 0 and query.ndim == key.ndim == value.ndim == 4:
-        scores = query.shape[:3].numel() * key.shape[2]
-        if 0 < scores < SMALL and too_small("attention", SMALL_REASON, query, key, value):
-            _check_tensors(query, key, value, None)
-            _heads_and_batch(query, key, value, enable_gqa)
-            return torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-            )
     return attention_with_lse(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)[0]
 
 
