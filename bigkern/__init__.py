@@ -9,6 +9,7 @@ from importlib.util import find_spec
 __version__ = "0.1.0"
 
 if find_spec("torch"):
+    from . import functional, nn
     from .dispatch import explain, use_backend
     from .ops.attention import attention, attention_with_lse
     from .ops.cross_entropy import cross_entropy
@@ -29,8 +30,10 @@ __all__ = [
     "cross_entropy",
     "dequantize",
     "explain",
+    "functional",
     "int8_linear",
     "linear_act",
+    "nn",
     "quantize",
     "use_backend",
 ]
