@@ -5,9 +5,9 @@
 
 #include <ptx.cuh>
 
-// ---- transaction barriers
-// -------------------------------------------------------------------------------------------- A barrier's phase ends
-// when `count` arrivals and all announced bytes have come. Phases have parities 0, 1, 0, ...
+// ---- transaction barriers -------------------------------------------------------------------------------------------
+
+// A barrier's phase ends when `count` arrivals and all announced bytes have come. Phases have parities 0, 1, 0, ...
 
 typedef uint64 mbarrier;
 
