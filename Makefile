@@ -7,7 +7,7 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-asan bench report lint format clean
+.PHONY: help install run test test-all test-asan bench gpu report lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,11 @@ test-asan: install  ## the CPU kernels' tests under AddressSanitizer and UBSan
 
 bench: install  ## every op against PyTorch eager and torch.compile, written to benchmarks/results/
 	$(RUN) -m bigkern bench --save
+
+# For a machine with a GPU and perhaps no network: nothing is fetched, PYTHON's own torch, triton and tools are used.
+gpu:  ## tests and benchmarks of everything on this machine's GPU, in nine minutes; GPU_ARGS="--only attention"
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -e .
+	$(PYTHON) -m bigkern gpu $(GPU_ARGS)
 
 report: install  ## rewrite the generated tables of README.md
 	$(RUN) -m bigkern report

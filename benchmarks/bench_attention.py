@@ -5,13 +5,26 @@ import torch.nn.functional as F
 
 import bigkern
 
+from . import peers
 from .common import Case
 
 OPS = ("attention",)
 
 
-def _case(name, batch, heads, len_q, kv_heads=None, len_k=None, causal=False, dtype=torch.float32, train=True):
-    kv_heads, len_k, head_dim = kv_heads or heads, len_k or len_q, 64
+def _case(
+    name,
+    batch,
+    heads,
+    len_q,
+    kv_heads=None,
+    len_k=None,
+    causal=False,
+    dtype=torch.float32,
+    train=True,
+    head_dim=64,
+    target="",
+):
+    kv_heads, len_k = kv_heads or heads, len_k or len_q
     options = {"is_causal": causal, "enable_gqa": kv_heads != heads}
 
     def inputs(device):
@@ -27,12 +40,14 @@ def _case(name, batch, heads, len_q, kv_heads=None, len_k=None, causal=False, dt
         inputs,
         lambda query, key, value: bigkern.attention(query, key, value, **options),
         lambda query, key, value: F.scaled_dot_product_attention(query, key, value, **options),
+        peers=peers.attention(**options),
         flops=flops,
         bytes=nbytes,
         peak=dtype_name,
         gradients=("query", "key", "value") if train else (),
         train_flops=3.5 * flops,  # the backward has five products where the forward has two
         train_bytes=3 * nbytes,
+        target=target,
     )
 
 
@@ -43,4 +58,24 @@ CASES = [
     _case("1x32/8x256x64 causal", 1, 32, 256, kv_heads=8, causal=True),
     _case("decode 4x32/8, 1024 keys", 4, 32, 1, kv_heads=8, len_k=1024, train=False),
     _case("1x12x512x64", 1, 12, 512, dtype=torch.bfloat16),
+]
+
+_HALF = {"dtype": torch.bfloat16, "head_dim": 128}
+_FULL_TARGET = "H100: FA3 648, cuDNN 595, FA2 370 TFLOP/s forward; FA3 561 backward"
+_CAUSAL_TARGET = "H100: FA3 616, cuDNN 539, FA2 335 TFLOP/s forward"
+
+GPU_CASES = [
+    _case("1x16x16384x128", 1, 16, 16384, target=_FULL_TARGET, **_HALF),
+    _case("1x16x16384x128 causal", 1, 16, 16384, causal=True, target=_CAUSAL_TARGET, **_HALF),
+    _case("4x16x4096x128", 4, 16, 4096, **_HALF),
+    _case("4x16x4096x128 causal", 4, 16, 4096, causal=True, **_HALF),
+    _case("2x32/8x4096x128 causal", 2, 32, 4096, kv_heads=8, causal=True, **_HALF),
+    _case("16x12x512x64", 16, 12, 512, dtype=torch.bfloat16),
+    _case("4x16x4096x64 causal", 4, 16, 4096, causal=True, dtype=torch.float16),
+    _case("3x7x1021x80", 3, 7, 1021, dtype=torch.bfloat16, head_dim=80),
+    _case("2x8x1024x64", 2, 8, 1024),
+    _case("decode 32x32/8, 8192 keys x128", 32, 32, 1, kv_heads=8, len_k=8192, train=False, **_HALF),
+]
+TINY_CASES = [
+    _case("1x2x40x16 causal", 1, 2, 40, causal=True, dtype=torch.float16, head_dim=16),
 ]

@@ -5,12 +5,13 @@ import torch.nn.functional as F
 
 import bigkern
 
+from . import peers
 from .common import Case
 
 OPS = ("cross_entropy",)
 
 
-def _case(N, C, dtype=torch.float32, **options):
+def _case(N, C, dtype=torch.float32, target="", **options):
     def inputs(device):
         return {
             "input": torch.randn(N, C, device=device).to(dtype),
@@ -24,9 +25,11 @@ def _case(N, C, dtype=torch.float32, **options):
         inputs,
         lambda input, target: bigkern.cross_entropy(input, target, **options),
         lambda input, target: F.cross_entropy(input, target, **options),
+        peers={} if options else peers.cross_entropy(),
         bytes=nbytes,
         gradients=("input",),
         train_bytes=3 * nbytes,  # forward reads; backward reads and writes
+        target=target,
     )
 
 
@@ -38,3 +41,19 @@ CASES = [
     _case(64, 128256, torch.bfloat16),
     _case(1024, 1000, label_smoothing=0.1),
 ]
+
+_WIDE_TARGET = "90% of the copy rate, flat in the width (QuACK on H100: about 3.0 of 3.35 TB/s)"
+
+GPU_CASES = [
+    _case(32, 10),
+    _case(8192, 1000, torch.bfloat16),
+    _case(32768, 4096, torch.bfloat16, target=_WIDE_TARGET),
+    _case(8192, 32000, torch.bfloat16, target=_WIDE_TARGET),
+    _case(8192, 32000, target=_WIDE_TARGET),
+    _case(4096, 128256, torch.bfloat16, target=_WIDE_TARGET),
+    _case(2048, 262144, torch.bfloat16, target=_WIDE_TARGET),
+    _case(64, 128256, torch.bfloat16),
+    _case(8192, 50257, torch.bfloat16),
+    _case(8192, 32000, torch.bfloat16, label_smoothing=0.1),
+]
+TINY_CASES = [_case(5, 37, torch.float16)]

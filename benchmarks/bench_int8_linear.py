@@ -1,10 +1,13 @@
-"""int8_linear against what it replaces, F.linear in float32, and PyTorch's own ways to int8."""
+"""int8_linear against what it replaces, F.linear in the input's dtype, and PyTorch's own ways to int8."""
+
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 
 import bigkern
 
+from . import peers
 from .common import Case, device_here
 
 OPS = ("int8_linear",)
@@ -13,7 +16,7 @@ OPS = ("int8_linear",)
 def _composed(input, qweight, weight_scale, bias):
     row_scale = input.abs().amax(1, keepdim=True) / 127
     qinput = torch.round(input / row_scale).to(torch.int8)
-    return torch._int_mm(qinput, qweight.T) * row_scale * weight_scale + bias
+    return (torch._int_mm(qinput, qweight.T) * row_scale * weight_scale + bias).to(input.dtype)
 
 
 def _dynamic_linear(weight, bias):
@@ -25,30 +28,48 @@ def _dynamic_linear(weight, bias):
     return module
 
 
-def _case(M, K, N):
+def _case(M, K, N, dtype=torch.float32, target=""):
+    on_cpu, others = device_here() == "cpu", {}
+    if on_cpu or M > 16:  # what torch._int_mm asks of a GPU
+        others["_int_mm"] = _composed
+    if on_cpu and dtype == torch.float32 and "x86" in torch.backends.quantized.supported_engines:
+        others["dynamic.Linear"] = lambda input, dynamic: dynamic(input)
+    if not on_cpu and find_spec("torchao"):
+        others["torchao"] = lambda input, dynamic: dynamic(input)
+
     def inputs(device):
-        weight, bias = torch.randn(N, K, device=device) / K**0.5, torch.randn(N, device=device)
+        weight, bias = ((torch.randn(shape, device=device) / K**0.5).to(dtype) for shape in ((N, K), (N,)))
         qweight, weight_scale, _ = bigkern.quantize(weight, axis=0)
-        made = {"input": torch.randn(M, K, device=device), "weight": weight, "bias": bias}
-        packed = _dynamic_linear(weight, bias) if device == "cpu" else None
+        made = {"input": torch.randn(M, K, device=device).to(dtype), "weight": weight, "bias": bias}
+        packed = None
+        if "dynamic.Linear" in others:
+            packed = _dynamic_linear(weight, bias)
+        elif "torchao" in others:
+            packed = peers.int8_module(weight, bias)
         return {**made, "qweight": qweight, "weight_scale": weight_scale, "dynamic": packed}
 
-    on_cpu, peers = device_here() == "cpu", {}
-    if on_cpu or M > 16:  # what torch._int_mm asks of a GPU
-        peers["_int_mm"] = _composed
-    if on_cpu and "x86" in torch.backends.quantized.supported_engines:
-        peers["dynamic.Linear"] = lambda input, dynamic: dynamic(input)
     return Case(
-        f"{M}x{K}x{N}",
+        f"{M}x{K}x{N}" + ("" if dtype == torch.float32 else f" {str(dtype).removeprefix('torch.')}"),
         inputs,
         lambda input, qweight, weight_scale, bias: bigkern.int8_linear(input, qweight, weight_scale, bias),
         lambda input, weight, bias: F.linear(input, weight, bias),
-        peers=peers,
+        peers=others,
         flops=2 * M * N * K,
-        bytes=4 * M * K + N * K + 4 * M * N,
+        bytes=dtype.itemsize * M * (K + N) + N * K,
         peak="int8",
         agreement=0.1,  # eager does not quantize
+        target=target,
     )
 
 
 CASES = [_case(M, K, N) for K, N in ((1024, 1024), (768, 3072)) for M in (1, 32, 512)]
+
+_TARGET = "ahead of torchao and of cuBLAS in bfloat16"
+
+GPU_CASES = [
+    *(_case(M, 4096, 4096, torch.bfloat16, _TARGET) for M in (1, 16, 512, 8192)),
+    _case(8192, 8192, 8192, torch.bfloat16, _TARGET),
+    _case(4096, 4096, 14336, torch.bfloat16, _TARGET),
+    _case(4095, 4097, 4099, torch.bfloat16),
+]
+TINY_CASES = [_case(18, 40, 24, torch.float16)]

@@ -42,6 +42,7 @@ class Case:
         gradients: names of inputs; if any, forward and backward together are timed as well.
         train_flops, train_bytes: of forward and backward together.
         agreement: largest difference from `eager` at this size, relative to its largest value.
+        target: the published figure to reach, with its source and chip.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     train_flops: float = 0
     train_bytes: float = 0
     agreement: float = 0.02
+    target: str = ""
 
 
 # ---- timing ----------------------------------------------------------------------------------------------------------
@@ -122,8 +124,9 @@ def summary(times: list[float]) -> dict:
 class Limits:
     """Copy bandwidth and matrix peaks of one device, measured when first asked for, in the process of the benchmark."""
 
-    def __init__(self, device="cpu", seconds=0.3):
+    def __init__(self, device="cpu", seconds=0.3, matrix_size=None):
         self.device, self.seconds = device, seconds
+        self.matrix_size = matrix_size or (1024 if device == "cpu" else 8192)
         self.bandwidths: dict[int, float] = {}
         self.peaks: dict[str, float] = {}
 
@@ -143,7 +146,7 @@ class Limits:
     def peak(self, dtype: str) -> float:
         """Operations per second of the fastest matrix product that PyTorch has for `dtype`."""
         if dtype not in self.peaks:
-            n = 1024 if self.device == "cpu" else 8192
+            n = self.matrix_size
             products = _int8_products(n, self.device) if dtype == "int8" else _float_products(n, self.device, dtype)
             self.peaks[dtype] = 2 * n**3 / min(self._best_seconds(product) for product in products)
         return self.peaks[dtype]

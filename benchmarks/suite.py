@@ -1,5 +1,6 @@
 """`bigkern bench`: runs the bench_<suite>.py files of this folder, each only after its ops have passed `verify`."""
 
+import functools
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ from bigkern.verify import backends_here, verify
 from .common import RESULTS, Case, Limits, bind, device_here, device_slug, environment_record, save, summary, take_turns
 
 SUITES = ("quantize", "linear_act", "cross_entropy", "attention", "int8_linear", "mlp", "mixed", "overhead")
+GPU_BACKENDS = ("cuda", "triton")
 SECONDS, QUICK_SECONDS = 1.0, 0.1
 BUSY_LOAD = 0.7
 
@@ -62,6 +64,29 @@ def require_agreement(case: Case, inputs: dict):
         raise Refused(f"{case.name}: differs from PyTorch by {error:.3g} where the largest value is {largest:.3g}")
 
 
+def cases_of(module, device: str, tiny: bool = False) -> list[Case]:
+    """The cases of a bench_<suite> module for a device; `tiny`: what an interpreter can run."""
+    if tiny:
+        return getattr(module, "TINY_CASES", [])
+    return getattr(module, "GPU_CASES", module.CASES) if device == "cuda" else module.CASES
+
+
+def families(case: Case, inputs: dict) -> dict[str, Callable]:
+    """The call on each family of GPU kernels that can run it: what `auto` chooses from."""
+    found = {}
+    for backend in GPU_BACKENDS:
+
+        def call(*args, backend=backend, **kwargs):
+            with dispatch.use_backend(backend):
+                return case.bigkern(*args, **kwargs)
+
+        with dispatch.use_backend(backend):
+            decisions = bigkern.explain(bind(case.bigkern, inputs))
+        if all(decision.chosen for decision in decisions):
+            found[f"bigkern {backend}"] = functools.wraps(case.bigkern)(call)
+    return found
+
+
 def training_step(call: Callable, inputs: dict, gradients: tuple[str, ...]) -> Callable[[], object]:
     """Forward and backward of `call`, for the gradients of the named inputs."""
     leaves = [inputs[name] for name in gradients]
@@ -70,9 +95,13 @@ def training_step(call: Callable, inputs: dict, gradients: tuple[str, ...]) -> C
     return lambda: torch.autograd.grad(forward(), leaves, grad_output)
 
 
-def candidates_for(case: Case, inputs: dict, training: bool, compiled: bool) -> tuple[dict[str, Callable], str]:
+def candidates_for(
+    case: Case, inputs: dict, training: bool, compiled: bool, all_families: bool = False
+) -> tuple[dict[str, Callable], str]:
     """(what to time, by name; why torch.compile is not among them, or "")."""
     calls = {"bigkern": case.bigkern, "eager": case.eager}
+    if all_families:
+        calls |= families(case, inputs)
     if training:
         wrap = lambda call: training_step(call, inputs, case.gradients)  # noqa: E731
     else:
@@ -93,7 +122,9 @@ def candidates_for(case: Case, inputs: dict, training: bool, compiled: bool) -> 
     return ready, ""
 
 
-def measure(case: Case, limits: Limits, seconds: float, training: bool, compiled: bool) -> dict:
+def measure(
+    case: Case, limits: Limits, seconds: float, training: bool, compiled: bool, all_families: bool = False
+) -> dict:
     """The result of one case, forward alone or forward and backward, as plain JSON types."""
     device = limits.device
     torch.manual_seed(0)
@@ -103,7 +134,7 @@ def measure(case: Case, limits: Limits, seconds: float, training: bool, compiled
     for name in case.gradients if training else ():
         inputs[name].requires_grad_()
     with torch.set_grad_enabled(training):
-        candidates, why_not_compiled = candidates_for(case, inputs, training, compiled)
+        candidates, why_not_compiled = candidates_for(case, inputs, training, compiled, all_families)
         times = take_turns(candidates, seconds, device)
         chosen = bigkern.explain(bind(case.bigkern, inputs))
     timings = {name: summary(values) for name, values in times.items()}
@@ -122,6 +153,9 @@ def measure(case: Case, limits: Limits, seconds: float, training: bool, compiled
         "gbps": nbytes / median / 1e9,
         "bound": bound if least else None,
         "share_of_limit": least / median if least else None,
+        "flops": flops,
+        "bytes": nbytes,
+        "target": case.target,
     }
 
 
@@ -133,7 +167,7 @@ def deprecated_peers():
         yield
 
 
-def run_suite(name: str, seconds=SECONDS, compiled=True, only="", advance=lambda text: None) -> dict:
+def run_suite(name: str, seconds=SECONDS, compiled=True, only="", tiny=False, advance=lambda text: None) -> dict:
     """Runs one suite on this machine's best device and returns its record.
 
     Args:
@@ -141,15 +175,16 @@ def run_suite(name: str, seconds=SECONDS, compiled=True, only="", advance=lambda
         seconds: spent on timing each case and pass, beside warm-up and compilation.
         compiled: False leaves torch.compile out.
         only: a part of the names of the cases wanted.
+        tiny: a rehearsal on the CPU, of cases small enough for Triton's interpreter and the CUDA emulator.
         advance: called with a few words before each measurement.
 
     Raises:
         Refused: an op of the suite is wrong on this machine, or disagrees with PyTorch at a size to be timed.
     """
     module = importlib.import_module(f".bench_{name}", __package__)
-    cases = [case for case in module.CASES if only in case.name]
-    device = device_here()
-    limits = Limits(device, min(seconds, 0.3))
+    device = "cpu" if tiny else device_here()
+    cases = [case for case in cases_of(module, device, tiny) if only in case.name]
+    limits = Limits(device, min(seconds, 0.3), matrix_size=64 if tiny else None)
     results = []
     if cases:
         advance(f"{name}: verify")
@@ -158,7 +193,8 @@ def run_suite(name: str, seconds=SECONDS, compiled=True, only="", advance=lambda
         for case in cases:
             for training in (False, True) if case.gradients else (False,):
                 advance(f"{name}: {case.name}" + (", with backward" if training else ""))
-                results.append(measure(case, limits, seconds, training, compiled))
+                all_families = tiny or device == "cuda"
+                results.append(measure(case, limits, seconds, training, compiled, all_families))
     return {
         "suite": name,
         "summary": module.__doc__.splitlines()[0],
@@ -250,17 +286,22 @@ def show(record: dict, console: Console):
 @click.option("--only", default="", metavar="CASE", help="Only cases whose name contains this.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="Time this backend's kernels, not what auto picks.")
 @click.option("--quick", is_flag=True, help="A tenth of the time, and no torch.compile: figures are rough.")
+@click.option("--seconds", type=float, help=f"Spent on timing each case.  [default: {SECONDS}]")
+@click.option("--no-compile", is_flag=True, help="Leave torch.compile out.")
+@click.option("--tiny", is_flag=True, help="Rehearse GPU runs on the CPU: tiny cases, interpreted and emulated.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True), help="Write all records here.")
 @click.option("--save", "saving", is_flag=True, help="Write benchmarks/results/<device>/<suite>.json of this checkout.")
-def command(suites, only, backend, quick, json_file, saving):
+def command(suites, only, backend, quick, seconds, no_compile, tiny, json_file, saving):
     """Time bigkern against PyTorch eager and torch.compile on this machine.
 
     A ratio is PyTorch's median time over bigkern's: above 1, bigkern is faster. "of limit" holds the time against what
     this machine's own copy bandwidth and fastest library matrix product would allow, measured in the same run. An op
     that fails `bigkern verify` is not timed, and the exit code is 1. All suites take about five minutes on two cores.
     """
-    if saving and (quick or only):
-        raise click.UsageError("--save keeps whole results: it goes with neither --quick nor --only")
+    if saving and (quick or only or tiny):
+        raise click.UsageError("--save keeps whole results: it goes with none of --quick, --only and --tiny")
+    seconds = seconds or (QUICK_SECONDS if quick or tiny else SECONDS)
+    compiled = not (quick or no_compile or tiny)
     records, refused, matched = [], False, False
     errors, console = Console(stderr=True), Console(highlight=False)
     if (load := os.getloadavg()[0]) > BUSY_LOAD:
@@ -269,8 +310,7 @@ def command(suites, only, backend, quick, json_file, saving):
         for suite in suites or SUITES:
             try:
                 with errors.status("") as status:
-                    seconds = QUICK_SECONDS if quick else SECONDS
-                    record = run_suite(suite, seconds, not quick, only, status.update)
+                    record = run_suite(suite, seconds, compiled, only, tiny, status.update)
             except (Refused, dispatch.Unsupported) as refusal:
                 errors.print(f"[bold red]{suite} refused[/bold red]: {escape(str(refusal))}")
                 refused = True

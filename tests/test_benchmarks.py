@@ -1,10 +1,11 @@
 import importlib
 import json
+import sys
 import time
 
 import pytest
 import torch
-from bigkern.benchmarks import common, report, suite
+from bigkern.benchmarks import common, gpu, report, roofline, suite
 from click.testing import CliRunner
 
 from bigkern import cli
@@ -21,6 +22,9 @@ RESULT_KEYS = {
     "gbps",
     "bound",
     "share_of_limit",
+    "flops",
+    "bytes",
+    "target",
 }
 
 
@@ -173,3 +177,47 @@ def test_saved_results_have_the_fields_that_the_report_reads():
             assert record["suite"] in suite.SUITES
             for result in record["results"]:
                 assert set(result) == RESULT_KEYS
+
+
+def test_gpu_run_can_be_rehearsed_without_one(tmp_path):
+    arguments = ["gpu", "--dry-run", "--only", "quantize", "--skip", "tests", "--output", str(tmp_path)]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 0, result.stderr
+    summary = (tmp_path / "summary.md").read_text()
+    assert "Nothing failed." in summary
+    assert "vs bigkern triton" in summary
+    assert "a rehearsal" in summary
+    checks = json.loads((tmp_path / "checks.json").read_text())
+    assert [step["status"] for step in checks["steps"]] == ["passed"]
+
+
+def test_gpu_run_says_what_failed_and_goes_on(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    broken = gpu.Step("broken", [sys.executable, "-c", "raise ValueError('no such kernel')"], 30)
+    endless = gpu.Step("endless", [sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
+    for step in (broken, endless):
+        step.run(logs, gpu.environment_for(rehearsal=True), 100)
+    assert broken.status == "failed with exit code 1"
+    assert broken.failures[-1] == "ValueError: no such kernel"
+    assert endless.status == "stopped after 0 s"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_gpu_run_without_a_gpu_is_refused():
+    result = CliRunner().invoke(cli.main, ["gpu"])
+    assert result.exit_code == 1
+    assert "no CUDA device is here" in result.stderr
+
+
+def test_roofline_shows_suites_under_their_limits(tmp_path):
+    result = {**_record(2.0)["results"][0], "flops": 1e9, "bytes": 1e7, "gflops": 50.0, "target": ""}
+    record = {
+        "suite": "attention",
+        "results": [result],
+        "limits": {"peak_gflops": {"float32": 100.0}, "copy_gbps": {"65536": 10.0}},
+    }
+    (tmp_path / "attention.json").write_text(json.dumps(record))
+    assert roofline.load_records(tmp_path) == [record]
+    picture = roofline.write_roofline(tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,83 @@
+"""Other libraries' ways of doing what our ops do: each is timed where it is installed, and left out where it is not.
+
+A peer takes the inputs of a `Case` by name. Nothing here is imported before it is asked for.
+"""
+
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+import torch.nn.functional as F
+
+
+def _load(module: str, *names: str):
+    """The named attributes of a module, or None where this machine lacks it or what it needs."""
+    # A peer that is half installed fails in ways of its own: OSError for a library, RuntimeError for a driver.
+    with suppress(ImportError, OSError, RuntimeError, AttributeError):
+        found = importlib.import_module(module)
+        return [getattr(found, name) for name in names]
+    return None
+
+
+def attention(is_causal: bool, enable_gqa: bool) -> dict[str, Callable]:
+    """PyTorch's own kernels one by one; eager is the one that it picks."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if not torch.cuda.is_available():
+        return {}
+
+    def forced(backend):
+        def call(query, key, value):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=enable_gqa)
+
+        return call
+
+    return {"cuDNN": forced(SDPBackend.CUDNN_ATTENTION), "FlashAttention-2": forced(SDPBackend.FLASH_ATTENTION)}
+
+
+def linear_act(activation: str) -> dict[str, Callable]:
+    """cuBLASLt's epilogue."""
+    if activation not in ("relu", "gelu_tanh") or not torch.cuda.is_available():
+        return {}
+    use_gelu = activation != "relu"
+    return {"cuBLASLt": lambda input, weight, bias: torch._addmm_activation(bias, input, weight.t(), use_gelu=use_gelu)}
+
+
+def cross_entropy() -> dict[str, Callable]:
+    """Liger and QuACK, neither in place: both would otherwise write gradients into the caller's logits."""
+    peers = {}
+    if not torch.cuda.is_available():
+        return peers
+    if loaded := _load("liger_kernel.transformers.functional", "liger_cross_entropy"):
+        (liger,) = loaded
+        peers["Liger"] = lambda input, target: liger(input, target)
+    if loaded := _load("quack", "cross_entropy"):
+        (quack,) = loaded
+        peers["QuACK"] = lambda input, target: quack(input, target, reduction="mean")
+    return peers
+
+
+def quantize() -> dict[str, Callable]:
+    """bitsandbytes, which takes float16 rows only."""
+    if torch.cuda.is_available() and (loaded := _load("bitsandbytes.functional", "int8_vectorwise_quant")):
+        (vectorwise,) = loaded
+        return {"bitsandbytes": lambda input: vectorwise(input)[:2]}
+    return {}
+
+
+def int8_module(weight, bias):
+    """torchao's dynamically quantized linear layer, compiled as its authors advise; None where it is not installed."""
+    if not weight.is_cuda:
+        return None
+    loaded = _load("torchao.quantization", "quantize_", "Int8DynamicActivationInt8WeightConfig")
+    if not loaded:
+        return None
+    quantize_, config = loaded
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    quantize_(layer, config())
+    return torch.compile(layer)
