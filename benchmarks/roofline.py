@@ -47,7 +47,7 @@ def _table(record: dict):
 
 
 def _limits(limits: dict) -> str:
-    peaks = [f"{name} {rate / 1e3:.0f} TFLOP/s" for name, rate in limits["peak_gflops"].items()]
+    peaks = [f"{name} {rate / 1e3:.3g} TFLOP/s" for name, rate in limits["peak_gflops"].items()]
     copies = [f"copy {max(limits['copy_gbps'].values()):.0f} GB/s"] if limits["copy_gbps"] else []
     return ", ".join(peaks + copies) or "none was needed"
 
@@ -80,8 +80,9 @@ def write_roofline(folder: Path) -> Path | None:
     reach = [max(left, 0.1), max(right, 10.0)]
     for name, peak in sorted(peaks.items()):
         knee = peak / bandwidth
-        axes.plot([reach[0], knee, max(reach[1], knee)], [reach[0] * bandwidth / 1e3, peak / 1e3, peak / 1e3], lw=1)
-        axes.annotate(f"{name}: {peak / 1e3:.0f} TFLOP/s", (max(reach[1], knee), peak / 1e3), ha="right", va="bottom")
+        start = min(reach[0], knee)
+        axes.plot([start, knee, max(reach[1], knee)], [start * bandwidth / 1e3, peak / 1e3, peak / 1e3], lw=1)
+        axes.annotate(f"{name}: {peak / 1e3:.3g} TFLOP/s", (max(reach[1], knee), peak / 1e3), ha="right", va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="operations per byte of compulsory traffic", ylabel="TFLOP/s")
     axes.set_title(f"Limits of this run: copy {bandwidth:.0f} GB/s and the fastest matrix products of PyTorch")
     axes.legend()
