@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from rich.table import Table
 import bigkern
 from bigkern import dispatch
 from bigkern.backends import BACKENDS, triton
+from bigkern.cuda.machine import use_machine
 from bigkern.policy import max_error
 from bigkern.verify import backends_here, verify
 
@@ -167,6 +169,17 @@ def deprecated_peers():
         yield
 
 
+@contextmanager
+def emulated(tiny: bool):
+    """Where cases are `tiny`, CUDA kernels run on the tests' emulator; a checkout has it, an installed package has not."""
+    if tiny and find_spec("tests") and find_spec("tests.cuda_emulator"):
+        emulator = importlib.import_module("tests.cuda_emulator.machine")
+        with use_machine(emulator.Emulator()):
+            yield
+    else:
+        yield
+
+
 def run_suite(name: str, seconds=SECONDS, compiled=True, only="", tiny=False, advance=lambda text: None) -> dict:
     """Runs one suite on this machine's best device and returns its record.
 
@@ -189,7 +202,7 @@ def run_suite(name: str, seconds=SECONDS, compiled=True, only="", tiny=False, ad
     if cases:
         advance(f"{name}: verify")
         require_green(module.OPS, device)
-    with deprecated_peers():
+    with deprecated_peers(), emulated(tiny):
         for case in cases:
             for training in (False, True) if case.gradients else (False,):
                 advance(f"{name}: {case.name}" + (", with backward" if training else ""))
