@@ -171,7 +171,7 @@ def deprecated_peers():
 
 @contextmanager
 def emulated(tiny: bool):
-    """Where cases are `tiny`, CUDA kernels run on the tests' emulator; a checkout has it, an installed package has not."""
+    """Where cases are `tiny`, CUDA kernels run on the emulator of the tests, if this is a checkout that has it."""
     if tiny and find_spec("tests") and find_spec("tests.cuda_emulator"):
         emulator = importlib.import_module("tests.cuda_emulator.machine")
         with use_machine(emulator.Emulator()):
