@@ -22,6 +22,8 @@ X86_FLAGS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512".split(),
 }
 INSTRUCTION_SETS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
+# BIGKERN_INSTRUCTION_SETS="baseline avx2" builds only these: for builds that never leave this machine.
+BUILT = os.environ.get("BIGKERN_INSTRUCTION_SETS", " ".join(INSTRUCTION_SETS)).split()
 
 # BIGKERN_CXXFLAGS adds to these: "-fsanitize=address", for one.
 COMMON_FLAGS = (
@@ -83,8 +85,6 @@ class BuildPerInstructionSet(build_ext):
 
 
 setup(
-    ext_modules=[
-        Extension(f"bigkern._C.{name}", SOURCES, depends=HEADERS, language="c++") for name in INSTRUCTION_SETS
-    ],
+    ext_modules=[Extension(f"bigkern._C.{name}", SOURCES, depends=HEADERS, language="c++") for name in BUILT],
     cmdclass={"build_ext": BuildPerInstructionSet},
 )

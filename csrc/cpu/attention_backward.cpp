@@ -203,7 +203,7 @@ class Backward : Arguments {
   void clear_mask_gradient(const Tile& tile, int64_t k_end) {
     with_mask_rows(tile, [&](auto* rows) {
       for (int64_t q = 0; q < tile.queries; ++q)
-        std::memset(rows + q * sizes.len_k + k_end, 0, static_cast<size_t>(sizes.len_k - k_end) * sizeof(*rows));
+        std::fill(rows + q * sizes.len_k + k_end, rows + (q + 1) * sizes.len_k, std::decay_t<decltype(*rows)>{});
     });
   }
 };

@@ -200,7 +200,7 @@ inline vec_u32 shifted_sums(const Signed* const* rows, int64_t depth) {
       int64_t k = 0;
       for (; k + kStep <= depth; k += kStep) sums[column] = dot_add(sums[column], ones, load_groups(rows[column] + k));
       Signed tail[kStep] = {};
-      std::memcpy(tail, rows[column] + k, static_cast<size_t>(depth - k) * sizeof(Signed));
+      std::copy(rows[column] + k, rows[column] + depth, tail);
       sums[column] = dot_add(sums[column], ones, load_groups(tail));
     }
   }
