@@ -8,7 +8,7 @@ import bigkern
 from .bench_quantize import _composed
 from .common import Case
 
-OPS = ("quantize", "linear_act", "cross_entropy", "attention", "int8_linear")
+OPS = ("quantize", "linear_act", "cross_entropy", "layer_norm", "rms_norm", "attention", "int8_linear")
 
 
 def _inputs(**shapes):
@@ -45,6 +45,20 @@ CASES = [
         lambda input, target: bigkern.cross_entropy(input, target),
         lambda input, target: F.cross_entropy(input, target),
         gradients=("input",),
+    ),
+    Case(
+        "layer_norm 4x8",
+        _inputs(input=(4, 8), weight=(8,), bias=(8,)),
+        lambda input, weight, bias: bigkern.layer_norm(input, (8,), weight, bias),
+        lambda input, weight, bias: F.layer_norm(input, (8,), weight, bias),
+        gradients=("input", "weight", "bias"),
+    ),
+    Case(
+        "rms_norm 4x8",
+        _inputs(input=(4, 8), weight=(8,)),
+        lambda input, weight: bigkern.rms_norm(input, (8,), weight),
+        lambda input, weight: F.rms_norm(input, (8,), weight),
+        gradients=("input", "weight"),
     ),
     Case(
         "attention 1x1x4x8",

@@ -14,8 +14,10 @@ if find_spec("torch"):
     from .ops.attention import attention, attention_with_lse
     from .ops.cross_entropy import cross_entropy
     from .ops.int8_linear import int8_linear
+    from .ops.layer_norm import layer_norm
     from .ops.linear_act import linear_act
     from .ops.quantize import dequantize, quantize
+    from .ops.rms_norm import rms_norm
 else:
 
     def __getattr__(name):
@@ -32,8 +34,10 @@ __all__ = [
     "explain",
     "functional",
     "int8_linear",
+    "layer_norm",
     "linear_act",
     "nn",
     "quantize",
+    "rms_norm",
     "use_backend",
 ]

@@ -20,6 +20,7 @@ LIBRARY = torch.library.Library("bigkern", "DEF")
 KERNELS: dict[str, "Kernel"] = {}
 PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, str, bool, int, float, type(None)))
 DEVICE_KEYS = ("CPU", "CUDA")
+AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
 POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
@@ -57,7 +58,8 @@ class Kernel:
         setup_context, backward: as in torch.autograd.Function. A kernel without them is not differentiable, unless
             `recompute` says that its derivative is taken through `torch`, which is how backward kernels get second
             derivatives.
-        autocast: None, "lower_precision" (cast floating inputs to autocast's dtype) or "float32".
+        autocast: None, "lower_precision" (cast floating inputs to autocast's dtype) or "float32"; a dict by device type
+            where PyTorch's rule is not the same on all.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Kernel:
         setup_context: Callable | None = None,
         backward: Callable | None = None,
         recompute: bool = False,
-        autocast: str | None = None,
+        autocast: str | dict[str, str] | None = None,
     ):
         self.name = schema.partition("(")[0]
         self.schema = schema
@@ -98,9 +100,10 @@ class Kernel:
         self._direct = _autograd_function(self.name, self._implementation, setup_context, backward)
         self._through_dispatcher = _autograd_function(self.name, self.op, setup_context, backward)
         LIBRARY.impl(self.name, self._autograd_kernel, "Autograd")
-        if autocast:
-            for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-                LIBRARY.impl(self.name, _autocast_kernel(self.op, autocast, device, key), key)
+        rules = autocast if isinstance(autocast, dict) else dict.fromkeys(AUTOCAST_KEYS, autocast)
+        for device, key in AUTOCAST_KEYS.items():
+            if rule := rules.get(device):
+                LIBRARY.impl(self.name, _autocast_kernel(self.op, rule, device, key), key)
 
     def launch_arguments(self, args):
         """What a destination-passing kernel takes: all but dtypes, which its outputs carry already."""

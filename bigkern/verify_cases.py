@@ -152,6 +152,44 @@ CROSS_ENTROPY = [
 ]
 
 
+# ---- layer_norm, rms_norm --------------------------------------------------------------------------------------------
+
+
+def _norm(op, name, shape=(23, 101), dims=1, parameters=(), offset=0.0, **options):
+    normalized_shape = shape[-dims:]
+
+    def inputs():
+        drawn = {"input": torch.randn(shape) + offset}
+        return {**drawn, **{parameter: torch.randn(normalized_shape) for parameter in parameters}}
+
+    ours, theirs = getattr(bigkern, op), getattr(F, op)
+    return Case(
+        op,
+        name,
+        inputs,
+        lambda input, **rest: ours(input, normalized_shape, **rest, **options),
+        lambda input, **rest: theirs(input, normalized_shape, **rest, **options),
+        ("input", *parameters),
+    )
+
+
+LAYER_NORM = [
+    _norm("layer_norm", "23x101", parameters=("weight", "bias")),
+    _norm("layer_norm", "70x768", (70, 768), parameters=("weight", "bias")),
+    _norm("layer_norm", "3x5x7x9 over two dimensions, eps 0.1", (3, 5, 7, 9), 2, ("weight", "bias"), eps=0.1),
+    _norm("layer_norm", "2x9001, no bias", (2, 9001), parameters=("weight",)),
+    _norm("layer_norm", "no parameters"),
+    _norm("layer_norm", "mean 100", parameters=("weight", "bias"), offset=100.0),
+]
+RMS_NORM = [
+    _norm("rms_norm", "23x101", parameters=("weight",)),
+    _norm("rms_norm", "70x768", (70, 768), parameters=("weight",)),
+    _norm("rms_norm", "3x5x7x9 over two dimensions, eps 0.1", (3, 5, 7, 9), 2, ("weight",), eps=0.1),
+    _norm("rms_norm", "2x9001", (2, 9001), parameters=("weight",)),
+    _norm("rms_norm", "no weight"),
+]
+
+
 # ---- quantize --------------------------------------------------------------------------------------------------------
 
 
@@ -280,5 +318,5 @@ INT8_LINEAR = [
     _int8_linear("relu", M=1, N=130, K=129),
 ]
 
-CASES = [*ATTENTION, *LINEAR_ACT, *CROSS_ENTROPY, *QUANTIZE, *INT8_LINEAR]
+CASES = [*ATTENTION, *LINEAR_ACT, *CROSS_ENTROPY, *LAYER_NORM, *RMS_NORM, *QUANTIZE, *INT8_LINEAR]
 OPS = tuple(dict.fromkeys(case.op for case in CASES))

@@ -20,8 +20,12 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
+  module.def("layer_norm_forward", &bigkern::layer_norm_forward, release_gil());
+  module.def("layer_norm_backward", &bigkern::layer_norm_backward, release_gil());
   module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
   module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
+  module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());
+  module.def("rms_norm_backward", &bigkern::rms_norm_backward, release_gil());
 }

@@ -3,6 +3,16 @@
 from .attention import MultiheadAttention
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
+from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
 
-__all__ = ["CrossEntropyLoss", "Linear", "LinearAct", "MultiheadAttention", "QuantizedLinear", "quantize_linears"]
+__all__ = [
+    "CrossEntropyLoss",
+    "LayerNorm",
+    "Linear",
+    "LinearAct",
+    "MultiheadAttention",
+    "QuantizedLinear",
+    "RMSNorm",
+    "quantize_linears",
+]

@@ -29,6 +29,13 @@ void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tenso
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
                          const Tensor& pre_activation);
 
+void layer_norm_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, double eps, const Tensor& output,
+                        const Tensor& mean, const Tensor& rstd);
+void layer_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                         const Tensor& mean, const Tensor& rstd, bool needs_input_grad, bool needs_weight_grad,
+                         bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
+                         const Tensor& grad_bias);
+
 void linear_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::string& activation,
                         bool save_pre_activation, const Tensor& output, const Tensor& pre_activation);
 void linear_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& saved,
@@ -39,5 +46,10 @@ void linear_act_backward(const Tensor& grad_output, const Tensor& input, const T
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);
 void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
+
+void rms_norm_forward(const Tensor& input, const Tensor& weight, double eps, const Tensor& output, const Tensor& rstd);
+void rms_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& rstd,
+                       bool needs_input_grad, bool needs_weight_grad, const Tensor& grad_input,
+                       const Tensor& grad_weight);
 
 }  // namespace bigkern

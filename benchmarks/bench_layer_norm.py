@@ -1,0 +1,38 @@
+"""layer_norm against F.layer_norm, from BERT's rows to rows of 65536 columns."""
+
+import torch
+import torch.nn.functional as F
+
+import bigkern
+
+from .common import Case
+
+OPS = ("layer_norm",)
+
+
+def _case(rows, columns, dtype=torch.float32):
+    def inputs(device):
+        drawn = {"input": torch.randn(rows, columns, device=device).to(dtype)}
+        return {**drawn, **{name: torch.randn(columns, device=device).to(dtype) for name in ("weight", "bias")}}
+
+    nbytes = rows * columns * dtype.itemsize
+    return Case(
+        f"{rows}x{columns} {str(dtype).removeprefix('torch.')}",
+        inputs,
+        lambda input, weight, bias: bigkern.layer_norm(input, (columns,), weight, bias),
+        lambda input, weight, bias: F.layer_norm(input, (columns,), weight, bias),
+        bytes=2 * nbytes,
+        gradients=("input", "weight", "bias"),
+        train_bytes=5 * nbytes,  # forward reads and writes; backward reads two and writes one
+    )
+
+
+CASES = [
+    _case(128, 64),
+    _case(4096, 768),
+    _case(4096, 1024),
+    _case(512, 4096),
+    _case(64, 65536),
+    _case(4096, 1024, torch.bfloat16),
+    _case(64, 65536, torch.bfloat16),
+]
