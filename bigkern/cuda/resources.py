@@ -37,10 +37,10 @@ def markdown_table(launches, cubins) -> str:
     lines = [
         "# What each CUDA kernel uses",
         "",
-        "Read from the machine code that NVRTC "
-        f"{nvrtc.version()} makes of the common calls' launches (`bigkern/cuda/common_calls.py`); nothing here was",
-        "measured. Occupancy: the share of a multiprocessor's warps that fit at a time, by registers and shared memory.",
-        "Written by `bigkern compile --arch sm_80,sm_90a,sm_100a --report csrc/cuda/RESOURCES.md`.",
+        f"Read from the machine code that NVRTC {nvrtc.version()} makes of what the calls in",
+        "`bigkern/cuda/common_calls.py` launch; nothing here was measured. Occupancy: the share of a multiprocessor's",
+        "warps that fit at a time, by registers and shared memory. Written by",
+        "`bigkern compile --arch sm_80,sm_90a,sm_100a --report csrc/cuda/RESOURCES.md`.",
         "",
         "| kernel | build | arch | threads | registers | spills | shared memory | occupancy | matrix instructions |",
         "|---|---|---|---|---|---|---|---|---|",
