@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from bigkern import cli
@@ -48,8 +49,6 @@ def test_a_wrong_command_line_exits_with_2(run, arguments):
 
 
 def test_info_json_is_json_and_true_of_this_process(run):
-    import torch
-
     record = json.loads(run("info", "--json").stdout)
     assert record["versions"]["torch"] == torch.__version__
     assert record["threads"] == torch.get_num_threads()
@@ -61,7 +60,7 @@ def test_info_json_is_json_and_true_of_this_process(run):
 def test_info_says_why_a_backend_is_missing(run):
     result = run("info")
     assert result.exit_code == 0
-    assert "no CUDA C++ kernels in this version" in result.output
+    assert torch.cuda.is_available() or "no: no CUDA device" in result.output
     assert "instruction_set" not in result.output
 
 

@@ -39,18 +39,25 @@ def cpp_parameters(name):
     return [part.split()[-1].lstrip("&*") for part in match.group(1).split(",")]
 
 
-def triton_parameters(kernel):
-    for path in sorted((ROOT / "kernels").glob(f"{kernel.module}*.py")):
+def launcher_parameters(folder, kernel):
+    for path in sorted((ROOT / folder).glob(f"{kernel.module}*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name == kernel.name:
                 return [argument.arg for argument in node.args.args]
-    pytest.fail(f"kernels/{kernel.module}.py has no launcher {kernel.name}")
+    pytest.fail(f"{folder}/{kernel.module}.py has no launcher {kernel.name}")
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("mirror", MIRRORS)
 def test_every_op_has_its_file_in_every_folder(op, mirror):
     assert (ROOT / mirror.format(op)).exists()
+
+
+def test_an_op_with_cuda_kernels_has_them_in_its_files():
+    for kernel in KERNELS.values():
+        if "cuda" in kernel.supports:
+            assert (ROOT / f"csrc/cuda/{kernel.module}.cu").exists()
+            assert (ROOT / f"bigkern/cuda/{kernel.module}.py").exists()
 
 
 def test_no_file_is_left_without_its_op():
@@ -74,11 +81,12 @@ def test_signatures_agree_in_every_folder(name):
         assert cpp[: len(arguments)] == arguments
         assert len(cpp) - len(arguments) == len(kernel.op._schema.returns)
         assert not outputs or cpp[len(arguments) :] == outputs
-    if "triton" in kernel.supports:
-        triton = triton_parameters(kernel)
-        assert triton[: len(arguments)] == arguments
-        assert len(triton) - len(arguments) == len(kernel.op._schema.returns)
-        assert not outputs or triton[len(arguments) :] == outputs
+    for backend, folder in (("triton", "kernels"), ("cuda", "bigkern/cuda")):
+        if backend in kernel.supports:
+            launcher = launcher_parameters(folder, kernel)
+            assert launcher[: len(arguments)] == arguments
+            assert len(launcher) - len(arguments) == len(kernel.op._schema.returns)
+            assert not outputs or launcher[len(arguments) :] == outputs
     module = __import__(f"bigkern.reference.{kernel.module}", fromlist=[name])
     assert list(inspect.signature(getattr(module, name)).parameters) == arguments
 

@@ -1,9 +1,29 @@
-"""CUDA C++ kernels from csrc/cuda: none are written yet, and the backend says so."""
+"""CUDA C++ kernels from csrc/cuda, through their launchers in bigkern/cuda."""
+
+import importlib
+from functools import cache
+
+import torch
+
+from ..cuda.machine import substitute
 
 
 def unavailable() -> str | None:
-    return "no CUDA C++ kernels in this version"
+    # The tests' emulator runs CUDA kernels where there is no GPU; it comes and goes within a process.
+    return None if substitute() else _unavailable_on_this_machine()
+
+
+@cache
+def _unavailable_on_this_machine() -> str | None:
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@cache
+def launcher(module: str, name: str):
+    return getattr(importlib.import_module(f"bigkern.cuda.{module}"), name)
 
 
 def run(kernel, args):
-    raise NotImplementedError(unavailable())
+    outputs = kernel.allocate_outputs(args)
+    launcher(kernel.module, kernel.name)(*kernel.launch_arguments(args), *outputs)
+    return outputs

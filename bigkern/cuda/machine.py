@@ -7,6 +7,7 @@ an `int64`, a float is a `float`. A `TensorMap` goes first, as the kernel's `con
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Build(NamedTuple):
         return " ".join([self.source, *(f"{name}={value}" for name, value in self.macros)])
 
 
+@lru_cache(maxsize=None, typed=True)
 def build(source: str, **macros) -> Build:
     """A `Build`; dtypes become their CUDA names, booleans 0 and 1."""
     return Build(source, tuple((name, _macro_value(value)) for name, value in sorted(macros.items())))
