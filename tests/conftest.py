@@ -12,7 +12,9 @@ os.environ["BIGKERN_POISON_OUTPUTS"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import PLACES
+from bigkern.registration import KERNELS
+from tests.cuda_emulator import machine as cuda_emulator
+from tests.support import EMULATOR, places_of
 
 settings.register_profile(
     "bigkern",
@@ -24,10 +26,19 @@ settings.register_profile(
 settings.load_profile("bigkern")
 
 
-@pytest.fixture(params=PLACES, ids=str)
-def place(request):
-    """Each backend on each device of this machine: use as `with place.use(): ...` and `place.randn(...)`."""
-    return request.param
+def pytest_generate_tests(metafunc):
+    """`place`: each backend on each device of this machine that has kernels of the op that the test file is named after;
+    use as `with place.use(): ...`."""
+    if "place" not in metafunc.fixturenames:
+        return
+    file = metafunc.module.__name__.rpartition(".test_")[2]
+    ops = [kernel.module for kernel in KERNELS.values() if file.startswith(kernel.module)]
+    places = places_of(max(ops, key=len, default=""))
+    without_compiler = pytest.mark.skipif(
+        cuda_emulator.unavailable() is not None, reason=str(cuda_emulator.unavailable())
+    )
+    params = [pytest.param(place, marks=without_compiler if place == EMULATOR else ()) for place in places]
+    metafunc.parametrize("place", params, ids=str)
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,23 @@ import bigkern
 from bigkern import _C
 from bigkern.backends import cpu
 from bigkern.backends.reference import to_numpy as to_oracle
+from bigkern.cuda.machine import use_machine
 from bigkern.policy import FEW, assert_within_policy, max_error, tolerance
+from bigkern.registration import KERNELS
+from tests.cuda_emulator import machine as cuda_emulator
 
-__all__ = ["FEW", "LOW_PRECISION", "PLACES", "Place", "assert_within_policy", "max_error", "to_oracle", "tolerance"]
+__all__ = [
+    "EMULATOR",
+    "FEW",
+    "LOW_PRECISION",
+    "PLACES",
+    "Place",
+    "assert_within_policy",
+    "max_error",
+    "places_of",
+    "to_oracle",
+    "tolerance",
+]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -38,8 +52,8 @@ class Place:
 
     @property
     def slow(self):
-        """Interpreted: keep sizes small."""
-        return self.backend == "triton" and self.device == "cpu"
+        """Interpreted or emulated: keep sizes small."""
+        return self.backend in ("triton", "cuda") and self.device == "cpu"
 
     @contextmanager
     def use(self):
@@ -47,6 +61,8 @@ class Place:
             stack.enter_context(bigkern.use_backend(self.backend))
             if self.instruction_set:
                 stack.enter_context(cpu.use_instruction_set(self.instruction_set))
+            if self == EMULATOR:
+                stack.enter_context(use_machine(cuda_emulator.Emulator()))
             yield
 
 
@@ -56,13 +72,21 @@ def _places():
     places = [Place("reference", "cpu"), Place("torch", "cpu")]
     places += [Place("cpu", "cpu", name) for name in instruction_sets]
     if torch.cuda.is_available():
-        places += [Place("triton", "cuda"), Place("torch", "cuda")]
+        places += [Place("cuda", "cuda"), Place("triton", "cuda"), Place("torch", "cuda")]
     else:
         places.append(Place("triton", "cpu"))
-    return places
+    return [*places, EMULATOR]
 
 
+# csrc/cuda on the CPU.
+EMULATOR = Place("cuda", "cpu")
 PLACES = _places()
+
+
+def places_of(op: str) -> list[Place]:
+    """Where an op's kernels run: the cuda places only from the first kernel on that is written for cuda."""
+    on_cuda = any("cuda" in kernel.supports for kernel in KERNELS.values() if kernel.module == op)
+    return [place for place in PLACES if place.backend != "cuda" or on_cuda]
 
 
 def run_python(code, **environment):

@@ -1,0 +1,4 @@
+// csrc/cuda/warpgroup.cuh for the CPU.
+#pragma once
+
+#include <ptx.cuh>
