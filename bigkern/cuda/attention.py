@@ -1,7 +1,5 @@
 """Launches attention's forward kernel; the door to the backward pass."""
 
-import torch
-
 from .attention_backward import attention_backward
 from .attention_common import (
     dropout_threshold,

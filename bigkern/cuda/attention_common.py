@@ -1,4 +1,4 @@
-"""What attention's launchers of both directions share: tiles, padded dimensions, and how kernels are told of tensors."""
+"""What attention's launchers of both directions share: tiles, padded dimensions, what kernels are told of tensors."""
 
 import math
 from typing import NamedTuple
