@@ -71,8 +71,8 @@ struct Softmax {
 #pragma unroll
           for (int e = 2 * half; e < 2 * half + 2; ++e) {
             if constexpr (is_scaled || kIsFloat<SCALAR>)
-              scores[m][n][e] = exponential<SCALAR>((is_scaled ? scores[m][n][e] : scores[m][n][e] * scale) - shift,
-                                                    to_base_2);
+              scores[m][n][e] =
+                  exponential<SCALAR>((is_scaled ? scores[m][n][e] : scores[m][n][e] * scale) - shift, to_base_2);
             else
               scores[m][n][e] = exp2_approx(fmaf(scores[m][n][e], scale, -shift));
             sum += scores[m][n][e];
@@ -88,8 +88,8 @@ struct Softmax {
   }
 };
 
-// query_aligned and its like: see Matrix. section, in heads of key: see BlockPlace. score_scale counts scores in nats (to_base_2 is log2(e)) or in powers of two
-// (to_base_2 is 1); additive masks come in nats.
+// query_aligned and its like: see Matrix. section, in heads of key: see BlockPlace. score_scale counts scores in nats
+// (to_base_2 is log2(e)) or in powers of two (to_base_2 is 1); additive masks come in nats.
 KERNEL __launch_bounds__(kThreads, 1)
     attention_forward_kernel(const SCALAR* query, const SCALAR* key, const SCALAR* value, const void* attn_mask,
                              const int64* rng_state, SCALAR* output, float* lse, int64 query_stride_batch,
@@ -145,8 +145,7 @@ KERNEL __launch_bounds__(kThreads, 1)
     const int next = tile + STAGES - 1;
     if (next < num_tiles) {
       load_tile<HEAD_DIM, BLOCK_K, kThreads>(key_tiles + next % STAGES * kKeyTile, keys, next * BLOCK_K);
-      load_tile<VALUE_DIM, BLOCK_K, kThreads>(value_tiles + next % STAGES * kValueTile, values,
-                                              next * BLOCK_K);
+      load_tile<VALUE_DIM, BLOCK_K, kThreads>(value_tiles + next % STAGES * kValueTile, values, next * BLOCK_K);
     }
     cp_async_commit();
     const int start_k = tile * BLOCK_K;

@@ -25,16 +25,16 @@
 #include <attention_common.cuh>
 
 // What both large kernels take. shift and delta are [batch * heads, padded_len_q], so that they load without checks.
-#define PROBLEM                                                                                                        \
-  const SCALAR *query, const SCALAR *key, const SCALAR *value, const void *attn_mask, const int64 *rng_state,          \
-      const SCALAR *grad_output, const float *shift, const float *delta, int64 query_stride_batch,                     \
-      int64 query_stride_head, int64 query_stride_len, int64 query_stride_dim, int64 key_stride_batch,                 \
-      int64 key_stride_head, int64 key_stride_len, int64 key_stride_dim, int64 value_stride_batch,                     \
-      int64 value_stride_head, int64 value_stride_len, int64 value_stride_dim, int64 mask_stride_batch,                \
-      int64 mask_stride_head, int64 mask_stride_q, int64 mask_stride_k, int64 grad_output_stride_batch,                \
-      int64 grad_output_stride_head, int64 grad_output_stride_len, int64 grad_output_stride_dim, int64 query_aligned,  \
-      int64 key_aligned, int64 value_aligned, int64 grad_output_aligned, int64 mask_kind, int64 batch, int64 heads,    \
-      int64 group_size, int64 section, int64 len_q, int64 padded_len_q, int64 len_k, int64 head_dim, int64 value_dim,  \
+#define PROBLEM                                                                                                       \
+  const SCALAR *query, const SCALAR *key, const SCALAR *value, const void *attn_mask, const int64 *rng_state,         \
+      const SCALAR *grad_output, const float *shift, const float *delta, int64 query_stride_batch,                    \
+      int64 query_stride_head, int64 query_stride_len, int64 query_stride_dim, int64 key_stride_batch,                \
+      int64 key_stride_head, int64 key_stride_len, int64 key_stride_dim, int64 value_stride_batch,                    \
+      int64 value_stride_head, int64 value_stride_len, int64 value_stride_dim, int64 mask_stride_batch,               \
+      int64 mask_stride_head, int64 mask_stride_q, int64 mask_stride_k, int64 grad_output_stride_batch,               \
+      int64 grad_output_stride_head, int64 grad_output_stride_len, int64 grad_output_stride_dim, int64 query_aligned, \
+      int64 key_aligned, int64 value_aligned, int64 grad_output_aligned, int64 mask_kind, int64 batch, int64 heads,   \
+      int64 group_size, int64 section, int64 len_q, int64 padded_len_q, int64 len_k, int64 head_dim, int64 value_dim, \
       int64 is_causal, float scale, float score_scale, float to_base_2, int64 keep_threshold, float keep_scale
 
 // ---- the statistics of rows -----------------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ KERNEL __launch_bounds__(128)
   float sum = 0.0f;
   if (is_inside) {
     const SCALAR* left = output + batch * output_stride_batch + head * output_stride_head + row * output_stride_len;
-    const SCALAR* right = grad_output + batch * grad_output_stride_batch + head * grad_output_stride_head +
-                          row * grad_output_stride_len;
+    const SCALAR* right =
+        grad_output + batch * grad_output_stride_batch + head * grad_output_stride_head + row * grad_output_stride_len;
     for (int64 column = threadIdx.x % kLanesPerRow * width; column < value_dim; column += kLanesPerRow * width) {
       if (are_aligned && column + width <= value_dim) {
         const auto lefts = load_vector<width>(left + column), rights = load_vector<width>(right + column);
@@ -144,9 +144,9 @@ KERNEL __launch_bounds__(kKeyThreads, 1)
     const int start_q = loads.tile * BLOCK_Q;
     const auto queries = matrix_of_head(query, batch_index, loads.head, query_stride_batch, query_stride_head,
                                         query_stride_len, query_stride_dim, len_q, head_dim, query_aligned);
-    const auto grad_outputs = matrix_of_head(grad_output, batch_index, loads.head, grad_output_stride_batch,
-                                             grad_output_stride_head, grad_output_stride_len, grad_output_stride_dim,
-                                             len_q, value_dim, grad_output_aligned);
+    const auto grad_outputs =
+        matrix_of_head(grad_output, batch_index, loads.head, grad_output_stride_batch, grad_output_stride_head,
+                       grad_output_stride_len, grad_output_stride_dim, len_q, value_dim, grad_output_aligned);
     load_tile<HEAD_DIM, BLOCK_Q, kKeyThreads>(query_tiles + stage * BLOCK_Q * key_pitch, queries, start_q);
     load_tile<VALUE_DIM, BLOCK_Q, kKeyThreads>(grad_output_tiles + stage * BLOCK_Q * value_pitch, grad_outputs,
                                                start_q);
@@ -219,8 +219,7 @@ KERNEL __launch_bounds__(kKeyThreads, 1)
 #pragma unroll
       for (int m = 0; m < KEY_ROW_TILES; ++m)
 #pragma unroll
-        for (int n = 0; n < BLOCK_Q / 8; ++n)
-          kept[m][n] = dropout.kept_transposed(start_q + 8 * n, warp_k + 16 * m);
+        for (int n = 0; n < BLOCK_Q / 8; ++n) kept[m][n] = dropout.kept_transposed(start_q + 8 * n, warp_k + 16 * m);
     }
     if (wants_value) {
       if (rng_state != nullptr) {
@@ -364,11 +363,10 @@ KERNEL __launch_bounds__(kQueryThreads, 1)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           if (is_masked)
-            probs[m][n][e] =
-                probability(visible(probs[m][n][e] * score_scale, warp_q + 16 * m + lane / 4 + e / 2 * 8,
-                                    start_k + 8 * n + lane % 4 * 2 + e % 2) -
-                                shifts[m][e / 2],
-                            visible.is_additive(), to_base_2);
+            probs[m][n][e] = probability(visible(probs[m][n][e] * score_scale, warp_q + 16 * m + lane / 4 + e / 2 * 8,
+                                                 start_k + 8 * n + lane % 4 * 2 + e % 2) -
+                                             shifts[m][e / 2],
+                                         visible.is_additive(), to_base_2);
           else
             probs[m][n][e] = plain_probability(probs[m][n][e], score_scale, shifts[m][e / 2]);
         }

@@ -43,8 +43,8 @@ struct Matrix {
 template <class T>
 DEVICE Matrix<T> matrix_of_head(const T* start, int64 batch, int64 head, int64 stride_batch, int64 stride_head,
                                 int64 stride_len, int64 stride_dim, int64 len, int64 dim, int64 is_aligned) {
-  return {start + batch * stride_batch + head * stride_head, stride_len, stride_dim, int(len), int(dim),
-          is_aligned != 0};
+  return {
+      start + batch * stride_batch + head * stride_head, stride_len, stride_dim, int(len), int(dim), is_aligned != 0};
 }
 
 // Starts loading `tile_rows` rows from `first_row` on, zeros outside the matrix; visible after cp_async_commit, _wait
