@@ -1,4 +1,4 @@
-"""The emulator against known answers, and kernels with one fault each, which it must report."""
+"""The emulator of csrc/cuda against known answers, instruction by instruction."""
 
 import re
 
@@ -18,13 +18,6 @@ ALL_SEEDS = (0, 1, 2, 3)
 def launch(source, kernel, grid, block, *args, shared_bytes=0, seeds=ALL_SEEDS, arch=80):
     machine = Emulator(arch, seeds=seeds, folder=CASES)
     machine.launch(build(source), kernel, grid, block, args, shared_bytes)
-
-
-def report(*args, **kwargs):
-    """What the emulator says about a launch that must fail."""
-    with pytest.raises(EmulatorError) as caught:
-        launch(*args, **kwargs)
-    return str(caught.value)
 
 
 # ---- known answers ----
@@ -167,75 +160,100 @@ def test_mma(kernel, dtype, width):
     assert (np.abs(got) <= np.abs(expected)).all()
 
 
-# ---- faults ----
+# ---- Hopper ----
 
 
-def test_out_of_bounds_accesses():
-    x = torch.zeros(8)
-    for kernel, args, shared_bytes in (
-        ("store_beyond_global_kernel", (x, 8), 0),
-        ("store_beyond_global_kernel", (x, 300), 0),
-        ("load_before_global_kernel", (torch.zeros(9)[:8], x), 0),
-        ("store_beyond_static_kernel", (x, 12), 0),
-        ("store_beyond_dynamic_kernel", (x, 5), 20),
-    ):
-        text = report("faults", kernel, 1, 8, *args, shared_bytes=shared_bytes)
-        assert "AddressSanitizer" in text or "with insufficient space" in text
-        assert f"in {kernel}" in text
-    launch("faults", "store_beyond_static_kernel", 1, 8, x, 11)
-    launch("faults", "store_beyond_dynamic_kernel", 1, 8, x, 4, shared_bytes=20)
+def launch_hopper(kernel, block, *args, shared_bytes, **macros):
+    machine = Emulator(90, seeds=ALL_SEEDS, folder=CASES)
+    maps = [machine.tensor_map(*arg) if isinstance(arg, tuple) else arg for arg in args]
+    machine.launch(build("warpgroup", **macros), kernel, 1, block, maps, shared_bytes)
 
 
-def test_misaligned_accesses():
-    x, y = torch.zeros(8), torch.zeros(1)
-    assert "misaligned address" in report("faults", "misaligned_vector_kernel", 1, 1, x, y)
-    assert "no multiple of 16" in report("faults", "misaligned_copy_kernel", 1, 1, x)
-    # What the launcher saw is what the kernel sees.
-    assert "no multiple of 16" in report(
-        "warp", "copy_padded_kernel", 1, 64, torch.zeros(65, dtype=torch.int8)[1:], x, 1, 64
+def box_in_shared_memory(matrix, rows, x, y, swizzle):
+    """What a box of 2-byte numbers, `swizzle` (or 64) bytes wide, looks like: zeros outside, pieces of 16 bytes moved."""
+    width = (swizzle or 64) // 2
+    padded = np.zeros((300, 300), matrix.dtype)
+    padded[100 : 100 + matrix.shape[0], 100 : 100 + matrix.shape[1]] = matrix
+    box = padded[100 + y : 100 + y + rows, 100 + x : 100 + x + width].copy()
+    flat = box.reshape(-1, 8)
+    if swizzle:
+        piece = np.arange(len(flat))
+        flat = flat[piece ^ (piece >> 3 & (swizzle // 16 - 1))]
+    return flat.reshape(-1)
+
+
+def test_tensor_load_swizzles_and_fills_with_zeros():
+    matrix = torch.randint(-30000, 30000, (37, 72), dtype=torch.int16)
+    for swizzle, x, y in ((0, 0, 0), (0, -5, 30), (32, 8, 3), (64, 50, -2), (128, 0, 0), (128, 40, 33)):
+        box = (24, (swizzle or 64) // 2)
+        output = torch.zeros(box[0] * box[1], dtype=torch.int16)
+        launch_hopper(
+            "load_box_2d_kernel",
+            32,
+            (matrix, box, swizzle),
+            output,
+            2 * len(output),
+            x,
+            y,
+            shared_bytes=2 * len(output),
+        )
+        assert (output.numpy() == box_in_shared_memory(matrix.numpy(), box[0], x, y, swizzle)).all()
+
+
+def test_tensor_copies_in_four_dimensions():
+    source = torch.randn(2, 3, 21, 24)[..., :20].transpose(1, 2).contiguous().transpose(1, 2)  # [2, 3, 21, 20]
+    target = torch.full((2, 3, 22, 24), float("nan"))
+    view = target[:, :, :21, :20]
+    box = (1, 1, 8, 20)
+    launch_hopper("copy_4d_kernel", 1, (source, box, 0), (view, box, 0), 640, 8, 21, 3, 2, shared_bytes=1280)
+    assert torch.equal(view, source)
+    assert target[:, :, 21].isnan().all()
+    assert target[..., 20:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_wgmma_of_k_major_operands(dtype):
+    for N, from_registers in ((64, 0), (64, 1), (256, 0)):
+        a, b, d = torch.randn(64, 160).to(dtype), torch.randn(N, 160).to(dtype), torch.full((64, N), float("nan"))
+        maps = (a, (64, 64), 128), (b, (N, 64), 128)
+        launch_hopper(
+            f"multiply_{N}_kernel", 128, *maps, d, 160, from_registers, shared_bytes=(64 + N) * 128, SCALAR=dtype
+        )
+        assert (d - a.double() @ b.double().T).abs().max() <= 3e-5
+
+
+def test_wgmma_of_mn_major_operands():
+    a, b, d = torch.randn(32, 64).bfloat16(), torch.randn(32, 128).bfloat16(), torch.full((64, 128), float("nan"))
+    maps = (a, (32, 64), 128), (b, (32, 64), 128)
+    launch_hopper("multiply_mn_major_kernel", 128, *maps, d, shared_bytes=3 * 32 * 128, SCALAR=torch.bfloat16)
+    assert (d - a.double().T @ b.double()).abs().max() <= 1e-5
+
+
+def test_wgmma_of_int8():
+    a, b = torch.randint(-128, 128, (2, 64, 128), dtype=torch.int8)
+    d = torch.zeros(64, 64, dtype=torch.int32)
+    launch_hopper(
+        "multiply_int8_kernel",
+        128,
+        (a, (64, 128), 128),
+        (b, (64, 128), 128),
+        d,
+        shared_bytes=2 * 64 * 128,
+        SCALAR=torch.bfloat16,
     )
+    assert torch.equal(d, a.int() @ b.int().T)
 
 
-def test_a_missing_barrier_changes_the_result():
-    assert "depends on the order" in report("faults", "missing_barrier_kernel", 1, 64, torch.zeros(64))
-
-
-def test_a_missing_wait_changes_the_result():
-    assert "depends on the order" in report("faults", "missing_wait_kernel", 1, 32, torch.zeros(128), torch.zeros(128))
-
-
-def test_deadlock_says_who_waits_where():
-    text = report("faults", "deadlock_kernel", 1, 96, torch.zeros(1))
-    assert "deadlock" in text
-    assert re.search(r"at named_barrier_sync, faults.cu:\d+: threads 0-31\n", text)
-    assert re.search(r"at __syncthreads, faults.cu:\d+: threads 32-95\n", text)
-
-
-def test_divergence():
-    x = torch.zeros(32)
-    text = report("faults", "divergent_shuffle_kernel", 1, 32, x)
-    assert "divergence" in text
-    assert "at __shfl_xor_sync" in text
-    assert "divergence" in report("faults", "divergent_barrier_kernel", 1, 32, x)
-    text = report("faults", "shuffle_from_exited_kernel", 1, 32, x)
-    assert "reads lane 25, which does not take part" in text
-
-
-def test_shared_memory_starts_as_nan_in_every_block():
-    output = torch.zeros(2)
-    launch("faults", "uninitialised_kernel", 3, 1, output, shared_bytes=16)
-    assert output.isnan().all()
-
-
-def test_wrong_launches():
-    x = torch.zeros(1)
-    assert "bound to 64 threads" in report("faults", "bounded_kernel", 1, 65, x)
-    assert "argument 1 is int64, got float" in report("faults", "store_beyond_global_kernel", 1, 1, x, 1.0)
-    assert "takes 2 arguments, got 1" in report("faults", "store_beyond_global_kernel", 1, 1, x)
-    assert "no kernel absent" in report("faults", "absent", 1, 1, x)
-    assert "there are" in report("faults", "bounded_kernel", 1, 1, x, shared_bytes=200_000)
-
-
-def test_undefined_behaviour():
-    text = report("faults", "integer_overflow_kernel", 1, 1, torch.ones(1, dtype=torch.int32))
-    assert "signed integer overflow" in text
+def test_tensor_maps_are_checked():
+    machine, matrix = Emulator(90), torch.zeros(300, 128, dtype=torch.int16)
+    for tensor, box, swizzle, message in (
+        (matrix, (257, 64), 128, "side beyond 1 to 256"),
+        (matrix, (8, 128), 128, "rows of 256 bytes in a swizzle of 128"),
+        (matrix, (8, 4), 0, "rows of 8 bytes in the box are no multiple of 16"),
+        (matrix[:, 1:], (8, 64), 128, "the address is no multiple of 16"),
+        (matrix[:, :100].contiguous(), (8, 64), 128, "strides of [200] bytes are no multiples of 16"),
+        (matrix.T, (64, 64), 128, "the last stride is"),
+        (matrix, (8, 8, 8), 0, "for 2 dimensions"),
+    ):
+        with pytest.raises(EmulatorError, match=re.escape(message)):
+            machine.tensor_map(tensor, box, swizzle)
