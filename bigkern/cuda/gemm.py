@@ -1,0 +1,189 @@
+"""What the launchers of matrix products share: how operands lie in memory, tiles and splits by shape, dtype and chip.
+
+A product is a [M, K] @ b [K, N]. Kernels see each operand as rows (M or N) by k, contiguous along k ("K-major") or
+along the rows ("MN-major"), and copy 16 bytes at a time where every line starts at a multiple of 16 bytes.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .machine import Machine
+
+LINE_BYTES = 128  # of k that one step of a matrix-unit tile takes (csrc/cuda/gemm_tile.cuh)
+PIECE = 8  # columns that a thread finishes at a time (csrc/cuda/gemm_epilogue.cuh)
+STAGE_PADDING = 8
+VECTORS, MN_MAJOR = 1, 2  # csrc/cuda/gemm_operand.cuh
+THIN_M = 16  # rows up to which a product is bound by reading b
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class Operand(NamedTuple):
+    """One side of a product: `tensor` [rows, k] with the flags that its kernel gets."""
+
+    tensor: torch.Tensor
+    layout: int
+
+    @property
+    def is_mn_major(self) -> bool:
+        return bool(self.layout & MN_MAJOR)
+
+    @property
+    def has_vectors(self) -> bool:
+        return bool(self.layout & VECTORS)
+
+    def arguments(self):
+        return (*self.tensor.stride(), self.layout)
+
+
+def is_aligned(tensor: torch.Tensor, inner: int) -> bool:
+    """Every line of a matrix along dimension `inner` is contiguous and starts at a multiple of 16 bytes."""
+    outer = 1 - inner
+    if tensor.shape[inner] > 1 and tensor.stride(inner) != 1:
+        return False
+    starts_aligned = tensor.shape[outer] <= 1 or tensor.stride(outer) * tensor.element_size() % 16 == 0
+    return starts_aligned and tensor.data_ptr() % 16 == 0
+
+
+def operand_of(tensor: torch.Tensor) -> Operand:
+    """How the kernel reads `tensor` [rows, k]."""
+    if is_aligned(tensor, inner=1):
+        return Operand(tensor, VECTORS)
+    if tensor.element_size() > 1 and is_aligned(tensor, inner=0):  # ldmatrix cannot transpose bytes
+        return Operand(tensor, VECTORS | MN_MAJOR)
+    # One number at a time. Multiply-adds take them in either order, the matrix units' tile as K-major.
+    along_rows = tensor.dtype == torch.float32 and tensor.stride(0) == 1
+    return Operand(tensor, MN_MAJOR if along_rows else 0)
+
+
+def aligned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a matrix whose lines start at multiples of 16 bytes; along the same dimension where it can be."""
+    if tensor.element_size() > 1 and tensor.stride(0) < tensor.stride(1):
+        return aligned_copy(tensor.t()).t()
+    padded = new_aligned(tensor, *tensor.shape)
+    padded.copy_(tensor)
+    return padded
+
+
+def new_aligned(like: torch.Tensor, rows: int, cols: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty matrix whose rows start at multiples of 16 bytes."""
+    dtype = dtype or like.dtype
+    unit = 16 // dtype.itemsize
+    return like.new_empty(rows, cdiv(cols, unit) * unit, dtype=dtype)[:, :cols]
+
+
+def is_worth_a_copy(M: int, N: int, K: int) -> bool:
+    """Whether aligning an operand beats reading it in single numbers: a pass over it against M or N re-reads."""
+    return min(M, N) >= 256 and K >= 64
+
+
+def has_whole_pieces(*outputs) -> bool:
+    """Rows of these contiguous outputs [M, N] can be written 16 bytes at a time."""
+    given = [output for output in outputs if output is not None]
+    return all(output.shape[1] % PIECE == 0 and output.data_ptr() % 16 == 0 for output in given)
+
+
+class Tile(NamedTuple):
+    """What one block computes of a product, and the macros that say so."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    threads: int
+    shared_bytes: int
+    macros: dict[str, int]
+
+
+# block_m, block_n, warps_m, warps_n, and the share of the matrix units' rate that such a tile's loads allow.
+MATRIX_SHAPES = ((128, 256, 2, 4, 1.0), (128, 128, 2, 4, 0.9), (64, 64, 2, 2, 0.6))
+THIN_SHAPE = (16, 64, 1, 4, 1.0)
+# block_m, block_n, block_k, thread_m, thread_n, and the share of the fp32 pipe's rate.
+FMA_SHAPES = ((128, 128, 16, 8, 8, 1.0), (64, 64, 16, 4, 4, 0.7))
+THIN_FMA_SHAPE = (16, 64, 32, 2, 4, 1.0)
+
+
+def cheapest(shapes, M, N, num_multiprocessors):
+    """The shape that ends first: its waves over the chip, times its area, over the share of the rate it reaches."""
+
+    def cost(shape):
+        block_m, block_n, *_, share = shape
+        waves = cdiv(cdiv(M, block_m) * cdiv(N, block_n), num_multiprocessors)
+        return waves * block_m * block_n / share
+
+    return min(shapes, key=cost)
+
+
+def matrix_tile_for(M: int, N: int, element_size: int, machine: Machine, a_is_mn_major: bool = False) -> Tile:
+    """The tile of a product on matrix units (csrc/cuda/gemm_tile.cuh).
+
+    128 x 256 loads least for its work, but its three stages (144 KiB) need a large shared memory, and its tiles must
+    fill the chip; smaller ones fill it with less. Few rows take tiles of 16, many small blocks with four stages each,
+    whose copies under way hide the latency of memory. That one has no MN-major a: its lines hold 64 rows.
+    """
+    candidates = [matrix_tile(shape, element_size, machine) for shape in MATRIX_SHAPES]
+    fits = [shape for shape, tile in zip(MATRIX_SHAPES, candidates, strict=True) if fits_in(tile, machine)]
+    thin = M <= THIN_M and not a_is_mn_major
+    shape = THIN_SHAPE if thin else cheapest(fits, M, N, machine.num_multiprocessors)
+    return matrix_tile(shape, element_size, machine)
+
+
+def matrix_tile(shape, element_size: int, machine: Machine) -> Tile:
+    block_m, block_n, warps_m, warps_n, _ = shape
+    stage_bytes = (block_m + block_n) * LINE_BYTES
+    stages = max(min(machine.shared_memory // stage_bytes, 4 if block_m < 128 else 3), 2)
+    macros = {"BLOCK_M": block_m, "BLOCK_N": block_n, "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": stages}
+    shared_bytes = max(stages * stage_bytes, staged_bytes(block_m, block_n))
+    return Tile(block_m, block_n, LINE_BYTES // element_size, 32 * warps_m * warps_n, shared_bytes, macros)
+
+
+def fits_in(tile: Tile, machine: Machine) -> bool:
+    return tile.shared_bytes <= machine.shared_memory and tile.macros["STAGES"] >= 3
+
+
+def fma_tile_for(M: int, N: int, machine: Machine) -> Tile:
+    """The tile of an fp32 product in multiply-adds (csrc/cuda/fma_tile.cuh)."""
+    thin = M <= THIN_M
+    shape = THIN_FMA_SHAPE if thin else cheapest(FMA_SHAPES, M, N, machine.num_multiprocessors)
+    block_m, block_n, block_k, thread_m, thread_n, _ = shape
+    buffers_bytes = 2 * 4 * block_k * (block_m + 4 + block_n + 4)
+    macros = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "THREAD_M": thread_m, "THREAD_N": thread_n}
+    threads = block_m // thread_m * (block_n // thread_n)
+    return Tile(block_m, block_n, block_k, threads, max(buffers_bytes, staged_bytes(block_m, block_n)), macros)
+
+
+def staged_bytes(block_m: int, block_n: int) -> int:
+    """The tile's sums in shared memory, for its epilogue."""
+    return 4 * block_m * (block_n + STAGE_PADDING)
+
+
+class Splits(NamedTuple):
+    count: int
+    k_each: int
+
+
+def splits_for(tile: Tile, M: int, N: int, K: int, machine: Machine) -> Splits:
+    """Into how many parts to cut K where the result has fewer tiles than the chip has room for blocks.
+
+    A part keeps 8 steps, 4 where memory is the limit: shorter ones spend more on filling the pipeline than they gain.
+    """
+    thin = tile.block_m <= THIN_M
+    num_tiles = cdiv(M, tile.block_m) * cdiv(N, tile.block_n)
+    blocks = machine.num_multiprocessors * (4 if thin else 1)
+    longest_useful = K // ((4 if thin else 8) * tile.block_k)
+    count = max(min(blocks // num_tiles, longest_useful), 1)
+    k_each = max(cdiv(cdiv(K, count), tile.block_k), 1) * tile.block_k
+    return Splits(max(cdiv(K, k_each), 1), k_each)
+
+
+def new_partials(output: torch.Tensor, splits: Splits, dtype: torch.dtype) -> torch.Tensor | None:
+    """Room for the sums of each split, [splits, M, N rounded up to whole pieces]; None where there is one."""
+    M, N = output.shape
+    return output.new_empty(splits.count, M, cdiv(N, PIECE) * PIECE, dtype=dtype) if splits.count > 1 else None
+
+
+def num_piece_blocks(M: int, N: int, threads: int) -> int:
+    """Blocks of a kernel that finishes one piece a thread."""
+    return cdiv(M * cdiv(N, PIECE), threads)
