@@ -69,9 +69,9 @@ def aligned_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def new_aligned(like: torch.Tensor, rows: int, cols: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An empty matrix whose rows start at multiples of 16 bytes."""
+    """An empty matrix with room for whole pieces of 16 bytes or more in each row."""
     dtype = dtype or like.dtype
-    unit = 16 // dtype.itemsize
+    unit = max(16 // dtype.itemsize, PIECE)
     return like.new_empty(rows, cdiv(cols, unit) * unit, dtype=dtype)[:, :cols]
 
 
@@ -187,3 +187,49 @@ def new_partials(output: torch.Tensor, splits: Splits, dtype: torch.dtype) -> to
 def num_piece_blocks(M: int, N: int, threads: int) -> int:
     """Blocks of a kernel that finishes one piece a thread."""
     return cdiv(M * cdiv(N, PIECE), threads)
+
+
+# ---- Hopper's warpgroups (csrc/cuda/warpgroup_tile.cuh) ----
+
+WARPGROUP_M = 128
+WARPGROUP_THREADS = 384
+STATIC_BYTES = 1024  # the barriers, as they are aligned before the dynamic shared memory
+ROUND_BYTES = 4 * WARPGROUP_M * (32 + STAGE_PADDING)  # two consumers' 64 x 32 sums
+
+
+def takes_warpgroups(machine: Machine, rows: Operand, cols: Operand) -> bool:
+    """Whether a product runs by wgmma and TMA: large enough for a tile, and both operands as TMA reads them."""
+    (M, K), N = rows.tensor.shape, cols.tensor.shape[0]
+    if not machine.has_warpgroups or rows.tensor.dtype == torch.float32 or M <= 64 or min(N, K) < 64:
+        return False
+    return all(operand.has_vectors and min(operand.tensor.stride()) > 0 for operand in (rows, cols))
+
+
+def warpgroup_tile_for(M: int, N: int, element_size: int, machine: Machine) -> Tile:
+    """The widest tile loads least for its work; a narrower one where the widest leave part of the chip idle.
+
+    A step of a tile takes the time of its products or of its loads, both about in proportion to block_n + 64.
+    """
+
+    def cost(block_n):
+        waves = cdiv(cdiv(M, WARPGROUP_M) * cdiv(N, block_n), machine.num_multiprocessors)
+        return waves * (block_n + 64)
+
+    block_n = min((256, 128, 64), key=cost)
+    stage_bytes = (WARPGROUP_M + block_n) * LINE_BYTES
+    stages = min((machine.shared_memory - STATIC_BYTES - ROUND_BYTES) // stage_bytes, 6)
+    macros = {"BLOCK_N": block_n, "STAGES": stages}
+    shared_bytes = stages * stage_bytes + ROUND_BYTES
+    return Tile(WARPGROUP_M, block_n, LINE_BYTES // element_size, WARPGROUP_THREADS, shared_bytes, macros)
+
+
+def warpgroup_blocks(tile: Tile, M: int, N: int, splits: Splits, machine: Machine) -> int:
+    """Persistent: no more blocks than run at once."""
+    return min(cdiv(M, tile.block_m) * cdiv(N, tile.block_n) * splits.count, machine.num_multiprocessors)
+
+
+def tensor_map_of(machine: Machine, operand: Operand, tile_rows: int):
+    """`operand` for TMA: a step of tile_rows lines of k, or blocks of 64 rows at each k."""
+    if operand.is_mn_major:
+        return machine.tensor_map(operand.tensor.t(), (64, 64), LINE_BYTES)
+    return machine.tensor_map(operand.tensor, (tile_rows, LINE_BYTES // operand.tensor.element_size()), LINE_BYTES)

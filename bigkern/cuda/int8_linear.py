@@ -1,5 +1,7 @@
 """output = act(input @ (qweight * weight_scale).T + bias) on int8 matrix units; rows of input are quantized first."""
 
+from typing import NamedTuple
+
 import torch
 
 from . import gemm
@@ -30,31 +32,40 @@ def qweight_operand(qweight, M):
     return operand
 
 
-def launch_tiles(machine, rows, input_scale, cols, weight_scale, bias, activation, output, pre_activation):
+class Finish(NamedTuple):
+    """What follows the sums."""
+
+    input_scale: torch.Tensor
+    weight_scale: torch.Tensor
+    bias: torch.Tensor | None
+    output: torch.Tensor
+    pre_activation: torch.Tensor | None
+    activation: str
+
+    def flags(self):
+        return (
+            self.weight_scale.stride(0),
+            0 if self.bias is None else self.bias.stride(0),
+            ACTIVATIONS.index(self.activation),
+            gemm.has_whole_pieces(self.output, self.pre_activation),
+        )
+
+
+def launch_tiles(machine, rows, cols, finish):
     """One tile a block, on any chip."""
-    (M, N), K = output.shape, rows.tensor.shape[1]
+    (M, N), K = finish.output.shape, rows.tensor.shape[1]
     tile = gemm.matrix_tile_for(M, N, 1, machine)
     splits = gemm.splits_for(tile, M, N, K, machine)
-    partials = gemm.new_partials(output, splits, torch.int32)
-    epilogue = (
-        weight_scale.stride(0),
-        0 if bias is None else bias.stride(0),
-        ACTIVATIONS.index(activation),
-        gemm.has_whole_pieces(output, pre_activation),
-    )
+    partials = gemm.new_partials(finish.output, splits, torch.int32)
     machine.launch(
-        build("int8_linear", SCALAR=output.dtype, **tile.macros),
+        build("int8_linear", SCALAR=finish.output.dtype, **tile.macros),
         "int8_linear_kernel",
         (cdiv(M, tile.block_m) * cdiv(N, tile.block_n), splits.count),
         tile.threads,
         (
             rows.tensor,
-            input_scale,
             cols.tensor,
-            weight_scale,
-            bias,
-            output,
-            pre_activation,
+            *finish[:-1],
             partials,
             M,
             N,
@@ -62,18 +73,52 @@ def launch_tiles(machine, rows, input_scale, cols, weight_scale, bias, activatio
             splits.k_each,
             *rows.arguments(),
             *cols.arguments(),
-            *epilogue,
+            *finish.flags(),
         ),
         tile.shared_bytes,
     )
     if partials is not None:
-        machine.launch(
-            build("int8_linear_passes", SCALAR=output.dtype),
-            "sum_splits_kernel",
-            gemm.num_piece_blocks(M, N, PASS_THREADS),
-            PASS_THREADS,
-            (partials, input_scale, weight_scale, bias, output, pre_activation, splits.count, M, N, *epilogue),
-        )
+        launch_sum_splits(machine, partials, finish)
+
+
+def launch_warpgroups(machine, rows, cols, finish):
+    """Persistent blocks on Hopper."""
+    (M, N), K = finish.output.shape, rows.tensor.shape[1]
+    tile = gemm.warpgroup_tile_for(M, N, 1, machine)
+    splits = gemm.splits_for(tile, M, N, K, machine)
+    partials = gemm.new_partials(finish.output, splits, torch.int32)
+    machine.launch(
+        build("int8_linear_warpgroup", SCALAR=finish.output.dtype, **tile.macros),
+        "int8_linear_warpgroup_kernel",
+        gemm.warpgroup_blocks(tile, M, N, splits, machine),
+        tile.threads,
+        (
+            gemm.tensor_map_of(machine, rows, tile.block_m),
+            gemm.tensor_map_of(machine, cols, tile.block_n),
+            *finish[:-1],
+            partials,
+            M,
+            N,
+            K,
+            splits.k_each,
+            splits.count,
+            *finish.flags(),
+        ),
+        tile.shared_bytes,
+    )
+    if partials is not None:
+        launch_sum_splits(machine, partials, finish)
+
+
+def launch_sum_splits(machine, partials, finish):
+    M, N = finish.output.shape
+    machine.launch(
+        build("int8_linear_passes", SCALAR=finish.output.dtype),
+        "sum_splits_kernel",
+        gemm.num_piece_blocks(M, N, PASS_THREADS),
+        PASS_THREADS,
+        (partials, *finish[:-1], partials.shape[0], M, N, *finish.flags()),
+    )
 
 
 def int8_linear_forward(input, qweight, weight_scale, bias, activation, save_pre_activation, output, pre_activation):
@@ -86,4 +131,6 @@ def int8_linear_forward(input, qweight, weight_scale, bias, activation, save_pre
     launch_quantize_rows(input, qinput, input_scale)
     rows, cols = gemm.operand_of(qinput), qweight_operand(qweight, M)
     pre_activation = pre_activation if save_pre_activation else None
-    launch_tiles(machine, rows, input_scale, cols, weight_scale, bias, activation, output, pre_activation)
+    finish = Finish(input_scale, weight_scale, bias, output, pre_activation, activation)
+    launch = launch_warpgroups if gemm.takes_warpgroups(machine, rows, cols) else launch_tiles
+    launch(machine, rows, cols, finish)

@@ -20,7 +20,8 @@ def launch_product(a, b, bias, activation, output, pre_activation):
         return
     machine = machine_of(output)
     rows, cols = (product_operand(tensor, M, N, K) for tensor in (a, b.t()))
-    launch_tiles(machine, rows, cols, bias, activation, output, pre_activation)
+    launch = launch_warpgroups if gemm.takes_warpgroups(machine, rows, cols) else launch_tiles
+    launch(machine, rows, cols, bias, activation, output, pre_activation)
 
 
 def product_operand(tensor, M, N, K):
@@ -71,6 +72,40 @@ def launch_tiles(machine, rows, cols, bias, activation, output, pre_activation):
         launch_sum_splits(machine, partials, bias, activation, output, pre_activation)
 
 
+def launch_warpgroups(machine, rows, cols, bias, activation, output, pre_activation):
+    """Persistent blocks on Hopper."""
+    (M, N), K = output.shape, rows.tensor.shape[1]
+    tile = gemm.warpgroup_tile_for(M, N, output.element_size(), machine)
+    splits = gemm.splits_for(tile, M, N, K, machine)
+    partials = gemm.new_partials(output, splits, torch.float32)
+    macros = {**tile.macros, "A_MN_MAJOR": rows.is_mn_major, "B_MN_MAJOR": cols.is_mn_major}
+    machine.launch(
+        build("linear_act_warpgroup", SCALAR=output.dtype, **macros),
+        "linear_act_warpgroup_kernel",
+        gemm.warpgroup_blocks(tile, M, N, splits, machine),
+        tile.threads,
+        (
+            gemm.tensor_map_of(machine, rows, tile.block_m),
+            gemm.tensor_map_of(machine, cols, tile.block_n),
+            bias,
+            output,
+            pre_activation,
+            partials,
+            M,
+            N,
+            K,
+            splits.k_each,
+            splits.count,
+            0 if bias is None else bias.stride(0),
+            ACTIVATIONS.index(activation),
+            gemm.has_whole_pieces(output, pre_activation),
+        ),
+        tile.shared_bytes,
+    )
+    if partials is not None:
+        launch_sum_splits(machine, partials, bias, activation, output, pre_activation)
+
+
 def launch_sum_splits(machine, partials, bias, activation, output, pre_activation):
     M, N = output.shape
     machine.launch(
@@ -94,7 +129,7 @@ def launch_sum_splits(machine, partials, bias, activation, output, pre_activatio
 
 
 def launch_activation_backward(grad_output, saved, activation, grad_z, grad_bias):
-    """Fill grad_z [M, N] (unless activation is "none") and grad_bias [N] (unless it is None)."""
+    """Fill grad_z [M, N], a `new_aligned`, and grad_bias [N]; either may be None, grad_z without an activation."""
     M, N = grad_output.shape
     if N == 0:
         return
@@ -116,10 +151,10 @@ def launch_activation_backward(grad_output, saved, activation, grad_z, grad_bias
                 N,
                 *grad_output.stride(),
                 *((0, 0) if saved is None else saved.stride()),
+                0 if grad_z is None else grad_z.stride(0),
                 ACTIVATIONS.index(activation),
                 reads_whole_pieces(grad_output),
                 saved is not None and reads_whole_pieces(saved),
-                gemm.has_whole_pieces(grad_z),
             ),
         )
     if grad_bias is not None:
@@ -151,7 +186,7 @@ def linear_act_backward(
     if activation != "none":
         # Written out rather than recomputed in each product: act' would be taken once per tile column, on operands that
         # could no longer be copied straight into shared memory; this pass also gives grad_bias for free.
-        grad_z = grad_output.new_empty(grad_output.shape)
+        grad_z = gemm.new_aligned(grad_output, *grad_output.shape)
     if activation != "none" or needs_bias_grad:
         with_activation = (saved, activation, grad_z) if activation != "none" else (None, activation, None)
         launch_activation_backward(grad_output, *with_activation, grad_bias if needs_bias_grad else None)

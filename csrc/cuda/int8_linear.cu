@@ -21,7 +21,7 @@ typedef MatrixTile<int8, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, STAGES> Tile;
 // Block (i, s) adds up part s of K for tile i. `partials` [splits, M, partial_pitch(N)] is null where there is one
 // part.
 KERNEL __launch_bounds__(Tile::kThreads)
-    int8_linear_kernel(const int8* qinput, const float* input_scale, const int8* qweight, const float* weight_scale,
+    int8_linear_kernel(const int8* qinput, const int8* qweight, const float* input_scale, const float* weight_scale,
                        const SCALAR* bias, SCALAR* output, SCALAR* pre_activation, int* partials, int64 M, int64 N,
                        int64 K, int64 k_per_split, int64 qinput_row_stride, int64 qinput_k_stride, int64 qinput_layout,
                        int64 qweight_row_stride, int64 qweight_k_stride, int64 qweight_layout,

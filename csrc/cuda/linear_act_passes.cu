@@ -29,8 +29,8 @@ KERNEL __launch_bounds__(kThreads)
 KERNEL __launch_bounds__(kThreads)
     activation_backward_kernel(const SCALAR* grad_output, const SCALAR* saved, SCALAR* grad_z, float* column_sums,
                                int64 M, int64 N, int64 grad_row_stride, int64 grad_col_stride, int64 saved_row_stride,
-                               int64 saved_col_stride, int64 activation, int64 grad_vectors, int64 saved_vectors,
-                               int64 grad_z_vectors) {
+                               int64 saved_col_stride, int64 grad_z_row_stride, int64 activation, int64 grad_vectors,
+                               int64 saved_vectors) {
   __shared__ float warp_sums[kWarps][kColumns];
   int64 column_blocks = ceil_div(N, int64(kColumns));
   int64 row_block = blockIdx.x / column_blocks;
@@ -49,7 +49,7 @@ KERNEL __launch_bounds__(kThreads)
         load_values(kept, saved + row * saved_row_stride + col * saved_col_stride, saved_col_stride, left,
                     saved_vectors);
         apply_activation_backward(gradient, kept, int(activation));
-        store_values(grad_z + row * N + col, gradient, left, grad_z_vectors);
+        store_values(grad_z + row * grad_z_row_stride + col, gradient, left, true);  // its rows have room
       }
 #pragma unroll
       for (int i = 0; i < kPiece; ++i) sums[i] += gradient[i];
