@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "copies.h"
+#include "transactions.h"
+#include "warpgroup.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -263,6 +265,7 @@ void warp_leave() {
 // An exit may be what others waited for: a barrier of all threads, or an operation of the warp, whose waiting lanes
 // look again.
 static void leave_block() {
+  end_thread_transactions();
   self->exited = true;
   complete_if_all_came(barriers[0]);
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -372,8 +375,13 @@ static void run_block() {
       switch_fiber(scheduler, thread.fiber);
       self = nullptr;
     }
+    // Copies that may be late are: until nothing else can be done, or by chance.
+    bool by_chance = current->seed >= 2 && random_bits() % 2;
+    if ((by_chance || !progress) && do_a_copy()) progress = true;
     if (!progress) report_deadlock();
   }
+  end_block_products();
+  end_block_transactions();
 }
 
 void run(const Launch& launch) {

@@ -93,7 +93,35 @@ class Emulator(Machine):
         buffers.write_back(done.stdout)
 
     def tensor_map(self, tensor, box, swizzle_bytes):
-        raise NotImplementedError("the emulator has no tensor maps yet")
+        """Packs tensor_map.h's TensorDescription, with the driver's checks of cuTensorMapEncodeTiled."""
+        rank, element = tensor.dim(), tensor.element_size()
+        strides = [stride * element for stride in tensor.stride()]
+        row = box[-1] * element if len(box) == rank > 0 else 0
+        problems = {
+            f"box {box} for {rank} dimensions": len(box) != rank or not 1 <= rank <= 5,
+            f"the last stride is {tensor.stride()[-1:]}": tensor.stride()[-1:] != (1,),
+            "the address is no multiple of 16": tensor.data_ptr() % 16,
+            f"strides of {strides[:-1]} bytes are no multiples of 16": any(stride % 16 for stride in strides[:-1]),
+            f"box {box} has a side beyond 1 to 256": not all(1 <= side <= 256 for side in box),
+            f"rows of {row} bytes in the box are no multiple of 16": row % 16,
+            f"swizzle of {swizzle_bytes} bytes": swizzle_bytes not in (0, 32, 64, 128),
+            # The driver takes less; where the copy engine then puts the rows is not modelled.
+            f"rows of {row} bytes in a swizzle of {swizzle_bytes}": swizzle_bytes and row != swizzle_bytes,
+            "an empty tensor": tensor.numel() == 0,
+        }
+        for problem, present in problems.items():
+            if present:
+                raise EmulatorError(f"tensor_map: {problem}")
+        pad = [0] * (5 - rank)
+        opaque = struct.pack(
+            "<qii5q5q5iiq",
+            *(0, rank, element),  # the runner fills in the address
+            *(*reversed(tensor.shape), *pad),
+            *(*reversed(strides), *pad),
+            *(*reversed(box), *pad),
+            *(swizzle_bytes, 0),
+        )
+        return TensorMap(opaque, tensor)
 
 
 # ---- a launch as bytes, see runner.cpp ----
