@@ -97,9 +97,10 @@ class Tile(NamedTuple):
     macros: dict[str, int]
 
 
-# block_m, block_n, warps_m, warps_n, and the share of the matrix units' rate that such a tile's loads allow.
-MATRIX_SHAPES = ((128, 256, 2, 4, 1.0), (128, 128, 2, 4, 0.9), (64, 64, 2, 2, 0.6))
-THIN_SHAPE = (16, 64, 1, 4, 1.0)
+# block_m, block_n, warps_m, warps_n, warps_k, and the share of the matrix units' rate that such a tile's loads allow.
+MATRIX_SHAPES = ((128, 256, 2, 4, 1, 1.0), (128, 128, 2, 4, 1, 0.9), (64, 64, 2, 2, 1, 0.6))
+THIN_SHAPE = (16, 32, 1, 1, 4, 1.0)
+THIN_MN_SHAPE = (16, 64, 1, 2, 2, 1.0)  # lines of an MN-major b hold 64 columns
 # block_m, block_n, block_k, thread_m, thread_n, and the share of the fp32 pipe's rate.
 FMA_SHAPES = ((128, 128, 16, 8, 8, 1.0), (64, 64, 16, 4, 4, 0.7))
 THIN_FMA_SHAPE = (16, 64, 32, 2, 4, 1.0)
@@ -116,27 +117,31 @@ def cheapest(shapes, M, N, num_multiprocessors):
     return min(shapes, key=cost)
 
 
-def matrix_tile_for(M: int, N: int, element_size: int, machine: Machine, a_is_mn_major: bool = False) -> Tile:
+def matrix_tile_for(
+    M: int, N: int, element_size: int, machine: Machine, a_is_mn_major: bool = False, b_is_mn_major: bool = False
+) -> Tile:
     """The tile of a product on matrix units (csrc/cuda/gemm_tile.cuh).
 
     128 x 256 loads least for its work, but its three stages (144 KiB) need a large shared memory, and its tiles must
-    fill the chip; smaller ones fill it with less. Few rows take tiles of 16, many small blocks with four stages each,
-    whose copies under way hide the latency of memory. That one has no MN-major a: its lines hold 64 rows.
+    fill the chip; smaller ones fill it with less. Few rows take tiles of 16 x 32, whose warps share out k: three stages
+    of 24 KiB hide the latency of memory at one block a multiprocessor (25 bytes a ns, 1000 ns), and 4096 columns are
+    128 blocks, with no splits to add up. It has no MN-major a: lines of that hold 64 rows.
     """
-    candidates = [matrix_tile(shape, element_size, machine) for shape in MATRIX_SHAPES]
-    fits = [shape for shape, tile in zip(MATRIX_SHAPES, candidates, strict=True) if fits_in(tile, machine)]
-    thin = M <= THIN_M and not a_is_mn_major
-    shape = THIN_SHAPE if thin else cheapest(fits, M, N, machine.num_multiprocessors)
-    return matrix_tile(shape, element_size, machine)
+    if M <= THIN_M and not a_is_mn_major:
+        return matrix_tile(THIN_MN_SHAPE if b_is_mn_major else THIN_SHAPE, element_size, machine)
+    fits = [shape for shape in MATRIX_SHAPES if fits_in(matrix_tile(shape, element_size, machine), machine)]
+    return matrix_tile(cheapest(fits, M, N, machine.num_multiprocessors), element_size, machine)
 
 
 def matrix_tile(shape, element_size: int, machine: Machine) -> Tile:
-    block_m, block_n, warps_m, warps_n, _ = shape
-    stage_bytes = (block_m + block_n) * LINE_BYTES
-    stages = max(min(machine.shared_memory // stage_bytes, 4 if block_m < 128 else 3), 2)
-    macros = {"BLOCK_M": block_m, "BLOCK_N": block_n, "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": stages}
-    shared_bytes = max(stages * stage_bytes, staged_bytes(block_m, block_n))
-    return Tile(block_m, block_n, LINE_BYTES // element_size, 32 * warps_m * warps_n, shared_bytes, macros)
+    block_m, block_n, warps_m, warps_n, warps_k, _ = shape
+    stage_bytes = (block_m + block_n) * LINE_BYTES * warps_k
+    stages = max(min(machine.shared_memory // stage_bytes, 4 if block_m == 64 else 3), 2)
+    names = ("BLOCK_M", "BLOCK_N", "WARPS_M", "WARPS_N", "WARPS_K", "STAGES")
+    macros = dict(zip(names, (*shape[:-1], stages), strict=True))
+    shared_bytes = max(stages * stage_bytes, warps_k * staged_bytes(block_m, block_n))
+    block_k = warps_k * LINE_BYTES // element_size
+    return Tile(block_m, block_n, block_k, 32 * warps_m * warps_n * warps_k, shared_bytes, macros)
 
 
 def fits_in(tile: Tile, machine: Machine) -> bool:
@@ -165,15 +170,14 @@ class Splits(NamedTuple):
 
 
 def splits_for(tile: Tile, M: int, N: int, K: int, machine: Machine) -> Splits:
-    """Into how many parts to cut K where the result has fewer tiles than the chip has room for blocks.
+    """Into how many parts to cut K where the result has fewer tiles than the chip has multiprocessors.
 
-    A part keeps 8 steps, 4 where memory is the limit: shorter ones spend more on filling the pipeline than they gain.
+    A part keeps 8 steps (4 of a thin tile, which are longer): less would spend more on filling the pipeline than it
+    gains.
     """
-    thin = tile.block_m <= THIN_M
     num_tiles = cdiv(M, tile.block_m) * cdiv(N, tile.block_n)
-    blocks = machine.num_multiprocessors * (4 if thin else 1)
-    longest_useful = K // ((4 if thin else 8) * tile.block_k)
-    count = max(min(blocks // num_tiles, longest_useful), 1)
+    longest_useful = K // ((4 if tile.block_m <= THIN_M else 8) * tile.block_k)
+    count = max(min(machine.num_multiprocessors // num_tiles, longest_useful), 1)
     k_each = max(cdiv(cdiv(K, count), tile.block_k), 1) * tile.block_k
     return Splits(max(cdiv(K, k_each), 1), k_each)
 
@@ -192,9 +196,10 @@ def num_piece_blocks(M: int, N: int, threads: int) -> int:
 # ---- Hopper's warpgroups (csrc/cuda/warpgroup_tile.cuh) ----
 
 WARPGROUP_M = 128
+WARPGROUP_WIDTHS = (256, 128, 64)
 WARPGROUP_THREADS = 384
 STATIC_BYTES = 1024  # the barriers, as they are aligned before the dynamic shared memory
-ROUND_BYTES = 4 * WARPGROUP_M * (32 + STAGE_PADDING)  # two consumers' 64 x 32 sums
+ROUND_BYTES = 4 * WARPGROUP_M * 32 * 2  # the consumers' sums in two buffers of 32 columns
 
 
 def takes_warpgroups(machine: Machine, rows: Operand, cols: Operand) -> bool:
@@ -215,7 +220,7 @@ def warpgroup_tile_for(M: int, N: int, element_size: int, machine: Machine) -> T
         waves = cdiv(cdiv(M, WARPGROUP_M) * cdiv(N, block_n), machine.num_multiprocessors)
         return waves * (block_n + 64)
 
-    block_n = min((256, 128, 64), key=cost)
+    block_n = min(WARPGROUP_WIDTHS, key=cost)
     stage_bytes = (WARPGROUP_M + block_n) * LINE_BYTES
     stages = min((machine.shared_memory - STATIC_BYTES - ROUND_BYTES) // stage_bytes, 6)
     macros = {"BLOCK_N": block_n, "STAGES": stages}

@@ -38,7 +38,7 @@ def launch_tiles(machine, rows, cols, bias, activation, output, pre_activation):
         tile = gemm.fma_tile_for(M, N, machine)
         majors = {}
     else:
-        tile = gemm.matrix_tile_for(M, N, output.element_size(), machine, rows.is_mn_major)
+        tile = gemm.matrix_tile_for(M, N, output.element_size(), machine, rows.is_mn_major, cols.is_mn_major)
         majors = {"A_MN_MAJOR": rows.is_mn_major, "B_MN_MAJOR": cols.is_mn_major}
     splits = gemm.splits_for(tile, M, N, K, machine)
     partials = gemm.new_partials(output, splits, torch.float32)

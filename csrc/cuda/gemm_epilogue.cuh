@@ -85,19 +85,23 @@ struct Epilogue {
   }
 };
 
+template <class Sum>
+DEVICE void load_sums(Sum (&values)[kPiece], const Sum* source) {
+  Vector<Sum, 4> low = load_vector<4>(source), high = load_vector<4>(source + 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = low.values[i], values[4 + i] = high.values[i];
+}
+
 // Calls piece(values, row, col) for each piece of a staged tile that lies inside [M, N].
 template <int block_m, int block_n, int threads, class Sum, class Function>
 DEVICE void for_each_piece(const Sum* staged, int64 first_row, int64 first_col, int64 M, int64 N, Function piece) {
   constexpr int pieces = block_n / kPiece;
 #pragma unroll 1
-  for (int index = threadIdx.x % threads; index < block_m * pieces; index += threads) {
+  for (int index = threadIdx.x; index < block_m * pieces; index += threads) {
     int row = index / pieces, col = index % pieces * kPiece;
     if (first_row + row >= M || first_col + col >= N) continue;
-    const Sum* source = staged + row * (block_n + kStagePadding) + col;
-    Vector<Sum, 4> low = load_vector<4>(source), high = load_vector<4>(source + 4);
     Sum values[kPiece];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = low.values[i], values[4 + i] = high.values[i];
+    load_sums(values, staged + row * (block_n + kStagePadding) + col);
     piece(values, first_row + row, first_col + col);
   }
 }
@@ -120,8 +124,9 @@ DEVICE void load_partials(Sum (&values)[kPiece], const Sum* partials, int64 spli
   const Sum* pointer = partials + row * partial_pitch(N) + col;
 #pragma unroll 4
   for (int64 split = 0; split < splits; ++split, pointer += M * partial_pitch(N)) {
-    Vector<Sum, 4> low = load_vector<4>(pointer), high = load_vector<4>(pointer + 4);
+    Sum part[kPiece];
+    load_sums(part, pointer);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] += low.values[i], values[4 + i] += high.values[i];
+    for (int i = 0; i < kPiece; ++i) values[i] += part[i];
   }
 }

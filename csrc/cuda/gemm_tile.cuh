@@ -37,21 +37,26 @@ template <int tile_rows, int threads, class T>
 DEVICE void load_k_major(uint8* lines, const Operand<T>& operand, int64 first_row, int64 first_k, int64 last_k) {
   constexpr int width = kWidest<T>, lines_at_once = threads / kChunks;
   static_assert(tile_rows % lines_at_once == 0 || tile_rows < lines_at_once, "a pass covers whole lines");
+  constexpr int passes = ceil_div(tile_rows, lines_at_once);
   int line = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+  if (line >= tile_rows) return;
   int64 k = first_k + chunk * width, row = first_row + line;
-  int64 count = max_of(min_of(last_k - k, int64(width)), int64(0));
+  int count = int(max_of(min_of(last_k - k, int64(width)), int64(0)));
+  int rows_left = int(min_of(operand.rows - row, int64(tile_rows)));
   const T* source = operand.pointer + row * operand.row_stride + k * operand.k_stride;
+  int64 pass_stride = lines_at_once * operand.row_stride;
+  if (operand.layout & kVectors) {
 #pragma unroll
-  for (int i = 0; i < ceil_div(tile_rows, lines_at_once); ++i) {
-    if (line + i * lines_at_once < tile_rows) {
-      int inside = row + i * lines_at_once < operand.rows ? int(count) : 0;
-      uint8* destination = chunk_address(lines, line + i * lines_at_once, chunk);
-      if (operand.layout & kVectors)
-        cp_async_16(destination, inside ? source : operand.pointer, inside * int(sizeof(T)));
-      else
-        gather_chunk(destination, source, operand.k_stride, inside);
+    for (int i = 0; i < passes; ++i, source += pass_stride) {
+      int inside = i * lines_at_once < rows_left ? count : 0;
+      cp_async_16(chunk_address(lines, line + i * lines_at_once, chunk), inside ? source : operand.pointer,
+                  inside * int(sizeof(T)));
     }
-    source += lines_at_once * operand.row_stride;
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < passes; ++i, source += pass_stride)
+      gather_chunk(chunk_address(lines, line + i * lines_at_once, chunk), source, operand.k_stride,
+                   i * lines_at_once < rows_left ? count : 0);
   }
 }
 
@@ -114,32 +119,40 @@ struct MatrixUnit<int8> {
 
 // ---- the tile ------------------------------------------------------------------------------------------------------
 
-template <class T, int block_m, int block_n, int warps_m, int warps_n, int stages, bool a_is_mn_major = false,
-          bool b_is_mn_major = false>
+// Warps divide the tile into warps_m x warps_n, and k among warps_k that are added up at the end: a thin tile has no
+// other work for so many warps, which it needs to keep enough copies under way.
+template <class T, int block_m, int block_n, int warps_m, int warps_n, int warps_k, int stages,
+          bool a_is_mn_major = false, bool b_is_mn_major = false>
 struct MatrixTile {
   typedef typename MatrixUnit<T>::Sum Sum;
-  static constexpr int kThreads = warps_m * warps_n * kWarp;
+  static constexpr int kThreads = warps_m * warps_n * warps_k * kWarp;
   static constexpr int kBlocksEach = 1;  // that a multiprocessor should hold: shared memory decides
-  static constexpr int kStepK = kLineBytes / int(sizeof(T));
+  static constexpr int kLineK = kLineBytes / int(sizeof(T)), kStepK = warps_k * kLineK;
   static constexpr int kTilesM = block_m / warps_m / 16, kPairsN = block_n / warps_n / 16;
-  static constexpr int kBytesA = block_m * kLineBytes, kStageBytes = (block_m + block_n) * kLineBytes;
+  static constexpr int kBytesA = block_m * kLineBytes, kPartBytes = (block_m + block_n) * kLineBytes;
+  static constexpr int kStageBytes = warps_k * kPartBytes, kStagedSums = block_m * (block_n + kStagePadding);
 
   static DEVICE void load(uint8* stage, const Operand<T>& a, const Operand<T>& b, int64 first_row, int64 first_col,
                           int64 first_k, int64 last_k) {
-    if constexpr (a_is_mn_major)
-      load_mn_major<block_m, kThreads>(stage, a, first_row, first_k, last_k);
-    else
-      load_k_major<block_m, kThreads>(stage, a, first_row, first_k, last_k);
-    if constexpr (b_is_mn_major)
-      load_mn_major<block_n, kThreads>(stage + kBytesA, b, first_col, first_k, last_k);
-    else
-      load_k_major<block_n, kThreads>(stage + kBytesA, b, first_col, first_k, last_k);
+#pragma unroll
+    for (int part = 0; part < warps_k; ++part, first_k += kLineK) {
+      uint8* a_lines = stage + part * kPartBytes;
+      uint8* b_lines = a_lines + kBytesA;
+      if constexpr (a_is_mn_major)
+        load_mn_major<block_m, kThreads>(a_lines, a, first_row, first_k, last_k);
+      else
+        load_k_major<block_m, kThreads>(a_lines, a, first_row, first_k, last_k);
+      if constexpr (b_is_mn_major)
+        load_mn_major<block_n, kThreads>(b_lines, b, first_col, first_k, last_k);
+      else
+        load_k_major<block_n, kThreads>(b_lines, b, first_col, first_k, last_k);
+    }
   }
 
   // Stages a[first_row.., first_k to last_k] @ b[first_k to last_k, first_col..] in shared memory, for all threads.
   static DEVICE const Sum* multiply(uint8* shared, const Operand<T>& a, const Operand<T>& b, int64 first_row,
                                     int64 first_col, int64 first_k, int64 last_k) {
-    int warp = threadIdx.x / kWarp;
+    int part = threadIdx.x / (kThreads / warps_k), warp = threadIdx.x / kWarp % (warps_m * warps_n);
     int row = warp / warps_n * (block_m / warps_m), col = warp % warps_n * (block_n / warps_n);
     Sum sums[kTilesM][2 * kPairsN][4] = {};
 
@@ -158,24 +171,34 @@ struct MatrixTile {
       int next_stage = stage == 0 ? stages - 1 : stage - 1;
       if (next_k < last_k) load(shared + next_stage * kStageBytes, a, b, first_row, first_col, next_k, last_k);
       cp_async_commit();
-      multiply_stage(sums, shared + stage * kStageBytes, row, col);
+      multiply_lines(sums, shared + stage * kStageBytes + part * kPartBytes, row, col);
       stage = stage == stages - 1 ? 0 : stage + 1;
     }
     cp_async_wait<0>();
     __syncthreads();
-    return stage_sums(sums, reinterpret_cast<Sum*>(shared), row, col);
+    Sum* staged = reinterpret_cast<Sum*>(shared);
+    stage_sums(sums, staged + part * kStagedSums, row, col);
+    __syncthreads();
+    if constexpr (warps_k > 1) {
+      for (int i = threadIdx.x; i < kStagedSums; i += kThreads) {
+#pragma unroll
+        for (int other = 1; other < warps_k; ++other) staged[i] += staged[other * kStagedSums + i];
+      }
+      __syncthreads();
+    }
+    return staged;
   }
 
-  static DEVICE void multiply_stage(Sum (&sums)[kTilesM][2 * kPairsN][4], uint8* stage, int row, int col) {
+  static DEVICE void multiply_lines(Sum (&sums)[kTilesM][2 * kPairsN][4], uint8* a_lines, int row, int col) {
 #pragma unroll
     for (int step = 0; step < kLineBytes / 32; ++step) {
       uint32 a[kTilesM][4];
 #pragma unroll
-      for (int i = 0; i < kTilesM; ++i) load_a_fragment<a_is_mn_major>(a[i], stage, row + i * 16, step);
+      for (int i = 0; i < kTilesM; ++i) load_a_fragment<a_is_mn_major>(a[i], a_lines, row + i * 16, step);
 #pragma unroll
       for (int j = 0; j < kPairsN; ++j) {
         uint32 b[4];
-        load_b_fragments<b_is_mn_major>(b, stage + kBytesA, col + j * 16, step);
+        load_b_fragments<b_is_mn_major>(b, a_lines + kBytesA, col + j * 16, step);
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) {
           MatrixUnit<T>::multiply(sums[i][2 * j], a[i], {b[0], b[1]});
@@ -185,7 +208,7 @@ struct MatrixTile {
     }
   }
 
-  static DEVICE const Sum* stage_sums(const Sum (&sums)[kTilesM][2 * kPairsN][4], Sum* staged, int row, int col) {
+  static DEVICE void stage_sums(const Sum (&sums)[kTilesM][2 * kPairsN][4], Sum* staged, int row, int col) {
     int lane = threadIdx.x % kWarp;
     Sum* place = staged + (row + lane / 4) * (block_n + kStagePadding) + col + lane % 4 * 2;
 #pragma unroll
@@ -197,7 +220,5 @@ struct MatrixTile {
         store_vector(pair + 8 * (block_n + kStagePadding), Vector<Sum, 2>{{sums[i][j][2], sums[i][j][3]}});
       }
     }
-    __syncthreads();
-    return staged;
   }
 };

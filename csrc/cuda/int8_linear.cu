@@ -13,10 +13,11 @@
 #define BLOCK_N 128
 #define WARPS_M 2
 #define WARPS_N 4
+#define WARPS_K 1
 #define STAGES 3
 #endif
 
-typedef MatrixTile<int8, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, STAGES> Tile;
+typedef MatrixTile<int8, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, WARPS_K, STAGES> Tile;
 
 // Block (i, s) adds up part s of K for tile i. `partials` [splits, M, partial_pitch(N)] is null where there is one
 // part.

@@ -18,6 +18,7 @@
 #ifndef STAGES  // and the warps: of 16-bit numbers alone
 #define WARPS_M 2
 #define WARPS_N 4
+#define WARPS_K 1
 #define STAGES 3
 #endif
 #ifndef A_MN_MAJOR
@@ -32,7 +33,7 @@
 
 template <class T>
 struct TileOf {
-  typedef MatrixTile<T, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, STAGES, A_MN_MAJOR, B_MN_MAJOR> Tile;
+  typedef MatrixTile<T, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, WARPS_K, STAGES, A_MN_MAJOR, B_MN_MAJOR> Tile;
 };
 
 template <>

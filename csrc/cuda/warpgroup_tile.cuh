@@ -85,7 +85,8 @@ struct WarpgroupTile {
   static constexpr int kBytesA = kBlockM * kLineBytes, kStageBytes = (kBlockM + block_n) * kLineBytes;
   static constexpr int kBlockBytes = kStepK * kLineBytes;  // an MN-major block of 64 rows
   static constexpr int kSums = block_n / 2;
-  static constexpr int kStagedPitch = kRoundColumns + kStagePadding;
+  static constexpr int kRounds = block_n / kRoundColumns, kRoundPieces = kRoundColumns / kPiece;
+  static constexpr int kRoundSums = kRowsEach * kRoundColumns;
 
   // One operand's part of a stage: one box where it is K-major, else one per 64 rows.
   template <bool is_mn_major, int rows>
@@ -162,33 +163,47 @@ struct WarpgroupTile {
     release(barriers, previous);
   }
 
-  // For a consumer: calls piece(values, row, col) for each piece of its rows that lies inside [M, N]. `staged` holds
-  // kRowsEach * kStagedPitch sums of its own.
+  // Where a piece of 8 columns of a staged row lies: rows 0 to 3 put the same piece into different banks.
+  static DEVICE Sum* staged_piece(Sum* staged, int row, int piece) {
+    return staged + row * kRoundColumns + (piece ^ (row % 4)) * kPiece;
+  }
+
+  // For a consumer: calls piece(values, row, col) for each piece of its rows that lies inside [M, N]. Rounds take turns
+  // between two buffers in `staged`: a thread that writes one has seen all others leave it, at the round between.
   template <class Function>
   static DEVICE void for_each_piece_of(const Sum (&sums)[kSums], Sum* staged, int consumer, const WorkItem& item,
                                        const WorkList& work, Function piece) {
-    int lane = threadIdx.x % kWarp, row = threadIdx.x % kWarpgroup / kWarp * 16 + lane / 4;
-    Sum* place = staged + row * kStagedPitch + lane % 4 * 2;
-    int64 rounds = min_of(ceil_div(work.N - item.first_col, int64(kRoundColumns)), int64(block_n / kRoundColumns));
+    int thread = threadIdx.x % kWarpgroup, lane = thread % kWarp, row = thread / kWarp * 16 + lane / 4;
+    int rounds = int(min_of(ceil_div(work.N - item.first_col, int64(kRoundColumns)), int64(kRounds)));
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
+      Sum* buffer = staged + round % 2 * kRoundSums;
       // A branch per round: registers cannot be indexed, and the code of `piece` is to exist once.
 #pragma unroll
-      for (int r = 0; r < block_n / kRoundColumns; ++r) {
+      for (int r = 0; r < kRounds; ++r) {
         if (r == round) {
 #pragma unroll
-          for (int j = 0; j < kRoundColumns / 8; ++j) {
-            const Sum* pair = &sums[(r * (kRoundColumns / 8) + j) * 4];
-            store_vector(place + j * 8, Vector<Sum, 2>{{pair[0], pair[1]}});
-            store_vector(place + j * 8 + 8 * kStagedPitch, Vector<Sum, 2>{{pair[2], pair[3]}});
+          for (int j = 0; j < kRoundPieces; ++j) {
+            const Sum* pair = &sums[(r * kRoundPieces + j) * 4];
+            Sum* place = staged_piece(buffer, row, j) + lane % 4 * 2;  // row + 8 is alike modulo 4
+            store_vector(place, Vector<Sum, 2>{{pair[0], pair[1]}});
+            store_vector(place + 8 * kRoundColumns, Vector<Sum, 2>{{pair[2], pair[3]}});
           }
         }
       }
       named_barrier_sync(1 + consumer, kWarpgroup);
-      for_each_piece<kRowsEach, kRoundColumns, kWarpgroup>(
-          staged, item.first_row + consumer * kRowsEach, item.first_col + round * kRoundColumns, work.M, work.N, piece);
-      named_barrier_sync(1 + consumer, kWarpgroup);
+#pragma unroll 1
+      for (int index = thread; index < kRowsEach * kRoundPieces; index += kWarpgroup) {
+        int tile_row = index / kRoundPieces, tile_piece = index % kRoundPieces;
+        int64 to_row = item.first_row + consumer * kRowsEach + tile_row;
+        int64 to_col = item.first_col + round * kRoundColumns + tile_piece * kPiece;
+        if (to_row >= work.M || to_col >= work.N) continue;
+        Sum values[kPiece];
+        load_sums(values, staged_piece(buffer, tile_row, tile_piece));
+        piece(values, to_row, to_col);
+      }
     }
+    named_barrier_sync(1 + consumer, kWarpgroup);  // the next item starts with the first buffer
   }
 
   // The whole block: piece(values, item, row, col) finishes each piece of each item.
@@ -203,7 +218,7 @@ struct WarpgroupTile {
       return;
     }
     warpgroup_take_registers<232>();
-    Sum* staged = reinterpret_cast<Sum*>(shared + stages * kStageBytes) + consumer * kRowsEach * kStagedPitch;
+    Sum* staged = reinterpret_cast<Sum*>(shared + stages * kStageBytes) + consumer * 2 * kRoundSums;
     Place place;
 #pragma unroll 1
     for (int64 index = blockIdx.x; index < work.count(); index += gridDim.x) {
