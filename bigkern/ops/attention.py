@@ -16,7 +16,7 @@ import math
 import torch
 
 from ..backends.torch_attention import attention_backward_torch, attention_forward_torch
-from ..registration import Kernel, cast_floating
+from ..registration import Kernel, autocast_enabled, cast_floating
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEAD_DIM_TRITON = 256
@@ -69,7 +69,7 @@ def attention_with_lse(
         does not see dropout, is -inf where a query sees no key, and has a gradient.
     """
     device = query.device.type
-    if torch.is_autocast_enabled(device):
+    if autocast_enabled(device):
         # Here and not at the kernel, so that dtypes are compared after the casts, as PyTorch does.
         dtype = torch.get_autocast_dtype(device)
         query, key, value, attn_mask = (cast_floating(tensor, dtype) for tensor in (query, key, value, attn_mask))
