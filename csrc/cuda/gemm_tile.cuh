@@ -180,9 +180,10 @@ struct MatrixTile {
     stage_sums(sums, staged + part * kStagedSums, row, col);
     __syncthreads();
     if constexpr (warps_k > 1) {
-      for (int i = threadIdx.x; i < kStagedSums; i += kThreads) {
+      for (int i = threadIdx.x; i < block_m * block_n; i += kThreads) {
+        Sum* sum = staged + i / block_n * (block_n + kStagePadding) + i % block_n;
 #pragma unroll
-        for (int other = 1; other < warps_k; ++other) staged[i] += staged[other * kStagedSums + i];
+        for (int other = 1; other < warps_k; ++other) *sum += sum[other * kStagedSums];
       }
       __syncthreads();
     }
