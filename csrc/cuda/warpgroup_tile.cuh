@@ -129,6 +129,7 @@ struct WarpgroupTile {
   }
 
   static DEVICE void release(Barriers& barriers, int stage) {
+    __syncwarp();  // one lane speaks for all
     if (threadIdx.x % kWarp == 0) mbarrier_arrive(&barriers.empty[stage]);
   }
 
