@@ -115,6 +115,8 @@ def test_any_strides(place, layout):
             input, weight, bias, grad_output = make_inputs(place, M, 37, 29, dtype)
             bias = bias.repeat_interleave(2)[::2]
             for activation in ("none", "silu"):
+                if place.slow and (activation == "none") == (dtype == torch.float16):
+                    continue  # "silu" in float16, "none" in the others
                 check(place, arrange(input), weight, bias, grad_output, activation)
                 check(place, input, arrange(weight), bias, grad_output, activation)
                 check(place, arrange(input), arrange(weight), bias, arrange(grad_output), activation)

@@ -1,0 +1,132 @@
+// What follows a tile of a product, however it was multiplied: its place, the sum over splits, bias and activation.
+//
+// A tile's sums are staged in shared memory as [rows, columns + 8] of their own type. From there threads take pieces of
+// 8 columns: neighbours store neighbouring 16 bytes, and the activation's code exists once, not once per accumulator.
+#pragma once
+
+#include <activation.cuh>
+
+constexpr int kPiece = 8;         // columns that a thread finishes at a time
+constexpr int kStagePadding = 8;  // words after each staged row: rows g = 0..3 of an accumulator meet different banks
+constexpr int64 kGroupTiles = 8;  // tile rows that run together, so that both operands' panels stay in L2
+
+struct TilePlace {
+  int64 row, col;  // in tiles
+};
+
+// The place of the index-th tile: down kGroupTiles rows, then one column on.
+DEVICE TilePlace tile_place(int64 index, int64 tiles_m, int64 tiles_n) {
+  int64 in_group = kGroupTiles * tiles_n;
+  int64 first_row = index / in_group * kGroupTiles;
+  int64 rows = min_of(tiles_m - first_row, kGroupTiles);
+  int64 place = index % in_group;
+  return {first_row + place % rows, place / rows};
+}
+
+// Elements from one row of a split's sums to the next: whole pieces, so that they are always read and written as such.
+DEVICE int64 partial_pitch(int64 N) { return ceil_div(N, int64(kPiece)) * kPiece; }
+
+// Reads the first `left` of `count` values, zeros for the rest.
+template <int count, class T>
+DEVICE void load_values(float (&values)[count], const T* pointer, int64 stride, int64 left, bool vectors) {
+  constexpr int width = min_of(count, kWidest<T>);
+  if (vectors) {  // all are there then, side by side
+#pragma unroll
+    for (int first = 0; first < count; first += width) {
+      Vector<T, width> vector = load_vector<width>(pointer + first);
+#pragma unroll
+      for (int i = 0; i < width; ++i) values[first + i] = to_float(vector.values[i]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i) values[i] = i < left ? to_float(pointer[i * stride]) : 0.0f;
+  }
+}
+
+// Writes the first `left` of `count` values.
+template <int count, class T>
+DEVICE void store_values(T* pointer, const float (&values)[count], int64 left, bool vectors) {
+  constexpr int width = min_of(count, kWidest<T>);
+  if (vectors) {  // all are left then: rows are whole pieces
+#pragma unroll
+    for (int first = 0; first < count; first += width) {
+      Vector<T, width> vector;
+#pragma unroll
+      for (int i = 0; i < width; ++i) vector.values[i] = from_float<T>(values[first + i]);
+      store_vector(pointer + first, vector);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      if (i < left) pointer[i] = from_float<T>(values[i]);
+  }
+}
+
+// output[row, col] = act(z + bias[col]) for contiguous outputs [M, N]; `bias` and `pre_activation` may be null.
+template <class T>
+struct Epilogue {
+  const T* bias;
+  T* output;
+  T* pre_activation;
+  int64 M, N, bias_stride;
+  int activation;
+  bool vectors;  // rows of the outputs are whole pieces, 16-byte aligned
+
+  DEVICE void finish(float (&z)[kPiece], int64 row, int64 col) const {
+    int64 left = N - col;
+    if (bias) {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i)
+        if (i < left) z[i] += to_float(bias[(col + i) * bias_stride]);
+    }
+    if (pre_activation) store_values(pre_activation + row * N + col, z, left, vectors);
+    apply_activation(z, activation);
+    store_values(output + row * N + col, z, left, vectors);
+  }
+};
+
+template <class Sum>
+DEVICE void load_sums(Sum (&values)[kPiece], const Sum* source) {
+  Vector<Sum, 4> low = load_vector<4>(source), high = load_vector<4>(source + 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = low.values[i], values[4 + i] = high.values[i];
+}
+
+// Calls piece(values, row, col) for each piece of a staged tile that lies inside [M, N].
+template <int block_m, int block_n, int threads, class Sum, class Function>
+DEVICE void for_each_piece(const Sum* staged, int64 first_row, int64 first_col, int64 M, int64 N, Function piece) {
+  constexpr int pieces = block_n / kPiece;
+#pragma unroll 1
+  for (int index = threadIdx.x; index < block_m * pieces; index += threads) {
+    int row = index / pieces, col = index % pieces * kPiece;
+    if (first_row + row >= M || first_col + col >= N) continue;
+    Sum values[kPiece];
+    load_sums(values, staged + row * (block_n + kStagePadding) + col);
+    piece(values, first_row + row, first_col + col);
+  }
+}
+
+// Keeps a piece of one split's sums for the kernel that adds them up: partials [splits, M, partial_pitch(N)].
+template <class Sum>
+DEVICE void store_partial(Sum* partials, int64 split, const Sum (&values)[kPiece], int64 M, int64 N, int64 row,
+                          int64 col) {
+  Sum* pointer = partials + (split * M + row) * partial_pitch(N) + col;
+  store_vector(pointer, Vector<Sum, 4>{{values[0], values[1], values[2], values[3]}});
+  store_vector(pointer + 4, Vector<Sum, 4>{{values[4], values[5], values[6], values[7]}});
+}
+
+// The sums of a piece over all splits, always in the same order.
+template <class Sum>
+DEVICE void load_partials(Sum (&values)[kPiece], const Sum* partials, int64 splits, int64 M, int64 N, int64 row,
+                          int64 col) {
+#pragma unroll
+  for (int i = 0; i < kPiece; ++i) values[i] = 0;
+  const Sum* pointer = partials + row * partial_pitch(N) + col;
+#pragma unroll 4
+  for (int64 split = 0; split < splits; ++split, pointer += M * partial_pitch(N)) {
+    Sum part[kPiece];
+    load_sums(part, pointer);
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) values[i] += part[i];
+  }
+}
