@@ -3,19 +3,13 @@
 import importlib
 from functools import cache
 
-import torch
-
+from ..cuda import driver
 from ..cuda.machine import substitute
 
 
 def unavailable() -> str | None:
     # The tests' emulator runs CUDA kernels where there is no GPU; it comes and goes within a process.
-    return None if substitute() else _unavailable_on_this_machine()
-
-
-@cache
-def _unavailable_on_this_machine() -> str | None:
-    return None if torch.cuda.is_available() else "no CUDA device"
+    return None if substitute() else driver.unavailable()
 
 
 @cache

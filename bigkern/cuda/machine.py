@@ -7,7 +7,7 @@ an `int64`, a float is a `float`. A `TensorMap` goes first, as the kernel's `con
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,11 @@ def _macro_value(value) -> str:
     if isinstance(value, torch.dtype):
         return CUDA_NAMES[value]
     return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def arch_name(arch: int) -> str:
+    """90 -> "sm_90a": what compilers call it, with the instructions that only this architecture has."""
+    return f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
 
 
 class TensorMap(NamedTuple):
@@ -129,6 +134,11 @@ def machine_of(tensor: torch.Tensor) -> Machine:
     """Where kernels on `tensor` run."""
     if machine := _substitute.get():
         return machine
-    from .driver import device_of  # only here: it loads the driver
+    return _driver().device_of(tensor)
 
-    return device_of(tensor)
+
+@cache
+def _driver():
+    from . import driver  # only where a kernel runs on a GPU
+
+    return driver
