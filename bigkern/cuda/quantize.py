@@ -24,6 +24,7 @@ from .rows import (
 )
 
 RANGE_BYTES = 12  # csrc/cuda/quantize.cu: Range
+LARGEST_TEAM = 1024  # threads
 BLOCKS_PER_MULTIPROCESSOR = 8
 SMALLEST_SPLIT_ROW = 1024  # accesses
 
@@ -75,7 +76,10 @@ def fits_in_rows(layout, element_size, wide, machine):
         return False
     busy = 2 * layout.groups >= machine.num_multiprocessors
     small = accesses(layout.inner, element_size, wide) <= SMALLEST_SPLIT_ROW
-    slots = slot_bytes_for(layout.inner, element_size) * team_for(accesses(layout.inner, element_size, wide)).rows
+    slots = (
+        slot_bytes_for(layout.inner, element_size)
+        * team_for(accesses(layout.inner, element_size, wide), LARGEST_TEAM).rows
+    )
     return (busy or small) and slots <= machine.shared_memory - STATIC_SHARED_BYTES
 
 
@@ -99,7 +103,7 @@ def num_chunks_for(num_steps, num_blocks, machine):
 
 
 def quantize_rows(layout, input, symmetric, wide, qinput, scale, zero_point):
-    team = team_for(accesses(layout.inner, input.element_size(), wide))
+    team = team_for(accesses(layout.inner, input.element_size(), wide), LARGEST_TEAM)
     slot_bytes = slot_bytes_for(layout.inner, input.element_size())
     args = (input, qinput, scale, zero_point, layout.groups, layout.inner, *layout.source_strides[1:])
     machine_of(input).launch(

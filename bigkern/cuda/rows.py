@@ -38,12 +38,12 @@ class Team(NamedTuple):
         return self.block // self.size
 
 
-def team_for(num_accesses: int) -> Team:
-    """Threads for a row of this many accesses: about two each in a warp, so that neighbours share memory sectors, and
-    up to eight each in a block."""
+def team_for(num_accesses: int, largest: int) -> Team:
+    """Up to `largest` threads for a row of this many accesses: about two each in a warp, so that neighbours share
+    memory sectors, and up to eight each in a block."""
     if num_accesses <= LARGEST_WARP_ROW:
         return Team(min(power_of_two_from(ceil_div(num_accesses, 2)), WARP), THREADS)
-    threads = min(max(power_of_two_from(ceil_div(num_accesses, 8)), 128), 1024)
+    threads = min(max(power_of_two_from(ceil_div(num_accesses, 8)), 128), largest)
     return Team(threads, threads)
 
 
@@ -69,7 +69,9 @@ def meet(width: int, *placed) -> bool:
     (first, first_strides), *others = placed
     return all(
         misplacement(tensor, width) == misplacement(first, width)
-        and all((stride - first_stride) % width == 0 for stride, first_stride in zip(strides, first_strides, strict=True))
+        and all(
+            (stride - first_stride) % width == 0 for stride, first_stride in zip(strides, first_strides, strict=True)
+        )
         for tensor, strides in others
     )
 
@@ -77,5 +79,6 @@ def meet(width: int, *placed) -> bool:
 def aligned(width: int, *placed) -> bool:
     """Whether all rows of (tensor, its strides between rows) begin at a multiple of `width` elements."""
     return all(
-        misplacement(tensor, width) == 0 and all(stride % width == 0 for stride in strides) for tensor, strides in placed
+        misplacement(tensor, width) == 0 and all(stride % width == 0 for stride in strides)
+        for tensor, strides in placed
     )

@@ -7,6 +7,8 @@
 // that an H100 issues while 2 bytes pass. Rows too few to occupy the device are cut into chunks and merged in order.
 #include <cross_entropy.cuh>
 
+constexpr int kThreads = 256;  // of a block, at most
+
 struct RowLoss {
   float loss, weight;
 };
@@ -54,12 +56,13 @@ DEVICE void store_block_loss(RowLoss loss, RowLoss* block_losses) {
 }
 
 // One team per row; or `chunks` blocks per row, whose sums go to partials [rows, chunks].
-KERNEL cross_entropy_rows_kernel(const SCALAR* input, const int64* index, const SCALAR* probabilities,
-                                 const float* weight, SCALAR* loss, float* lse, RowLoss* block_losses, RowSum* partials,
-                                 int64 rows, int64 inner_count, int64 classes, int64 outer_stride, int64 class_stride,
-                                 int64 inner_stride, int64 target_outer_stride, int64 target_class_stride,
-                                 int64 target_inner_stride, int64 ignore_index, float label_smoothing, int64 wide,
-                                 int64 team_size, int64 chunks) {
+KERNEL __launch_bounds__(kThreads, 2)
+    cross_entropy_rows_kernel(const SCALAR* input, const int64* index, const SCALAR* probabilities, const float* weight,
+                              SCALAR* loss, float* lse, RowLoss* block_losses, RowSum* partials, int64 rows,
+                              int64 inner_count, int64 classes, int64 outer_stride, int64 class_stride,
+                              int64 inner_stride, int64 target_outer_stride, int64 target_class_stride,
+                              int64 target_inner_stride, int64 ignore_index, float label_smoothing, int64 wide,
+                              int64 team_size, int64 chunks) {
   __shared__ RowSum scratch[kWarp];
   const Targets targets = {index,
                            probabilities,
@@ -119,12 +122,13 @@ DEVICE void position_losses(const PositionTile<width>& tile, const SCALAR* input
 }
 
 // The same for positions that lie side by side: one tile of `lanes` threads' width per block, or per `chunks` blocks.
-KERNEL cross_entropy_positions_kernel(const SCALAR* input, const int64* index, const SCALAR* probabilities,
-                                      const float* weight, SCALAR* loss, float* lse, RowLoss* block_losses,
-                                      RowSum* partials, int64 inner_count, int64 classes, int64 outer_stride,
-                                      int64 class_stride, int64 inner_stride, int64 target_outer_stride,
-                                      int64 target_class_stride, int64 target_inner_stride, int64 ignore_index,
-                                      float label_smoothing, int64 wide, int64 lanes, int64 chunks) {
+KERNEL __launch_bounds__(kThreads, 2)
+    cross_entropy_positions_kernel(const SCALAR* input, const int64* index, const SCALAR* probabilities,
+                                   const float* weight, SCALAR* loss, float* lse, RowLoss* block_losses,
+                                   RowSum* partials, int64 inner_count, int64 classes, int64 outer_stride,
+                                   int64 class_stride, int64 inner_stride, int64 target_outer_stride,
+                                   int64 target_class_stride, int64 target_inner_stride, int64 ignore_index,
+                                   float label_smoothing, int64 wide, int64 lanes, int64 chunks) {
   const Targets targets = {index,
                            probabilities,
                            weight,

@@ -33,11 +33,13 @@ struct RowSum {
 constexpr RowSum kNoClasses = {kLowest, 0, 0, 0};
 
 // share_sum * (from - to), what `shared` changes by when the maximum moves; a difference that overflows times 0 is 0.
-DEVICE float moved(float share_sum, float from, float to) { return share_sum == 0 ? 0.0f : share_sum * (from - to); }
+DEVICE float moved(float share_sum, float from, float to) {
+  return share_sum == 0 || from == to ? 0.0f : share_sum * (from - to);
+}
 
 // Adds `count` logits at once: one exponential each, and one more only where the maximum moves.
 template <int count>
-DEVICE void add(RowSum& sum, const float (&x)[count], const float (&share)[count], bool has_shares) {
+DEVICE void add_logits(RowSum& sum, const float (&x)[count]) {
   float highest = sum.maximum;
 #pragma unroll
   for (int i = 0; i < count; ++i) highest = fmaxf(highest, x[i]);
@@ -50,21 +52,24 @@ DEVICE void add(RowSum& sum, const float (&x)[count], const float (&share)[count
 #pragma unroll
   for (int i = 0; i < count; ++i) total += exponential(x[i] - sum.maximum);
   sum.exp_sum += total;
-  if (!has_shares) return;
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    sum.share_sum += share[i];
-    sum.shared = fmaf(share[i], x[i] - sum.maximum, sum.shared);
-  }
+}
+
+// Adds the share of a logit, after the logit.
+DEVICE void add_share(RowSum& sum, float x, float share) {
+  sum.share_sum += share;
+  sum.shared = fmaf(share, x - sum.maximum, sum.shared);
 }
 
 struct Merge {
   // The same to the last bit with a and b exchanged.
   DEVICE RowSum operator()(const RowSum& a, const RowSum& b) const {
-    const RowSum &high = a.maximum < b.maximum ? b : a, &low = a.maximum < b.maximum ? a : b;
-    const float shift = moved(low.share_sum, low.maximum, high.maximum);
-    return {high.maximum, fmaf(low.exp_sum, exponential(low.maximum - high.maximum), high.exp_sum),
-            high.share_sum + low.share_sum, high.shared + low.shared + shift};
+    const float maximum = fmaxf(a.maximum, b.maximum);
+    const float moved_a = moved(a.share_sum, a.maximum, maximum), moved_b = moved(b.share_sum, b.maximum, maximum);
+    const float decayed_a = a.exp_sum * exponential(a.maximum - maximum);
+    const float decayed_b = b.exp_sum * exponential(b.maximum - maximum);
+    // Rounded products, not a fused one and a rounded one.
+    return {maximum, __fadd_rn(decayed_a, decayed_b), a.share_sum + b.share_sum,
+            (a.shared + b.shared) + (moved_a + moved_b)};
   }
 };
 
@@ -110,10 +115,14 @@ struct RowTarget {
   // Adds the logits of neighbouring classes.
   template <int count>
   DEVICE void add_to(RowSum& sum, int64 first, const Vector<SCALAR, count>& logits) const {
-    float x[count], share[count] = {};
+    float x[count];
     to_floats(logits, x);
-    if (all.has_shares()) shares(first, share);
-    add(sum, x, share, all.has_shares());
+    add_logits(sum, x);
+    if (!all.has_shares()) return;
+    float share[count];
+    shares(first, share);
+#pragma unroll
+    for (int i = 0; i < count; ++i) add_share(sum, x[i], share[i]);
   }
 };
 
@@ -148,16 +157,24 @@ struct PositionTile {
     walkers = chunks * each;
   }
 
+  // The same positions, with their classes dealt to the threads of this block alone.
+  DEVICE PositionTile with_all_classes() const {
+    PositionTile whole = *this;
+    whole.walker = threadIdx.x / lanes;
+    whole.walkers = blockDim.x / lanes;
+    return whole;
+  }
+
   DEVICE int64 inner() const { return first + lane * width; }
   DEVICE int64 positions() const { return min_of(lanes * width, inner_count - first); }
 
-  // Calls use(classes, their logits) with `kInFlight` classes of this thread's positions at once, then one by one.
-  template <class Use>
+  // Calls use(classes, their logits) with `together` classes of this thread's positions at once, then one by one.
+  template <int together, class Use>
   DEVICE void visit(const SCALAR* logits, int64 class_stride, int64 classes, Use use) const {
     if (inner() >= inner_count) return;
     int64 c = walker;
-    for (; c + (kInFlight - 1) * walkers < classes; c += kInFlight * walkers)
-      visit_classes<kInFlight>(logits, class_stride, c, use);
+    for (; c + (together - 1) * walkers < classes; c += together * walkers)
+      visit_classes<together>(logits, class_stride, c, use);
     for (; c < classes; c += walkers) visit_classes<1>(logits, class_stride, c, use);
   }
 
@@ -185,26 +202,25 @@ DEVICE void sum_positions(const PositionTile<width>& tile, const SCALAR* input, 
   for (int j = 0; j < width; ++j) sum[j] = kNoClasses;
   const SCALAR* logits = input + tile.outer * outer_stride + tile.inner() * inner_stride;
   const int64 target_offset = tile.outer * targets.outer_stride + tile.inner() * targets.inner_stride;
-  tile.visit(logits, class_stride, targets.classes, [&](const auto& classes, const auto& x) {
+  tile.template visit<kInFlight>(logits, class_stride, targets.classes, [&](const auto& classes, const auto& x) {
     constexpr int count = sizeof(x) / sizeof(x[0]);
-    Vector<SCALAR, width> q[count] = {};
-    float weight[count];
-    if (targets.has_shares())
-#pragma unroll
-      for (int k = 0; k < count; ++k) {
-        weight[k] = targets.weight_of(classes[k]);
-        if (targets.probabilities)
-          q[k] = load_vector<width>(targets.probabilities + target_offset + classes[k] * targets.class_stride);
-      }
 #pragma unroll
     for (int j = 0; j < width; ++j) {
-      float logit[count], share[count];
+      float logit[count];
 #pragma unroll
-      for (int k = 0; k < count; ++k) {
-        logit[k] = to_float(x[k].values[j]);
-        share[k] = targets.share_of(to_float(q[k].values[j]), weight[k]);
-      }
-      add(sum[j], logit, share, targets.has_shares());
+      for (int k = 0; k < count; ++k) logit[k] = to_float(x[k].values[j]);
+      add_logits(sum[j], logit);
+    }
+    if (!targets.has_shares()) return;
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+      Vector<SCALAR, width> q = {};
+      if (targets.probabilities)
+        q = load_vector<width>(targets.probabilities + target_offset + classes[k] * targets.class_stride);
+      const float weight = targets.weight_of(classes[k]);
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        add_share(sum[j], to_float(x[k].values[j]), targets.share_of(to_float(q.values[j]), weight));
     }
   });
 #pragma unroll

@@ -41,22 +41,24 @@ DEVICE int64 divide(int64 dividend, int64 divisor) {
   return dividend / divisor;
 }
 
-// A row of `count` elements cut into `vectors` of `width` elements at 16-byte addresses and the singles around them.
+// A row of `count` elements (fewer than 2^31) cut into `vectors` of `width` elements at 16-byte addresses and the
+// singles around them.
 template <int width>
 struct Cut {
-  int64 count, head, vectors;
-  DEVICE int64 vector(int64 v) const { return head + v * width; }
-  DEVICE int64 singles() const { return count - vectors * width; }
-  DEVICE int64 single(int64 s) const { return s < head ? s : s + vectors * width; }
+  int count, head, vectors;
+  DEVICE int vector(int v) const { return head + v * width; }
+  DEVICE int singles() const { return count - vectors * width; }
+  DEVICE int single(int s) const { return s < head ? s : s + vectors * width; }
 };
 
 // `wide` says that the row's elements lie side by side; otherwise all are singles.
 template <class T>
-DEVICE Cut<kWidest<T>> cut_row(const T* row, int64 count, bool wide) {
+DEVICE Cut<kWidest<T>> cut_row(const T* row, int64 row_count, bool wide) {
+  const int count = int(row_count);
   constexpr int width = kWidest<T>;
   if (!wide) return {count, count, 0};
-  const int64 past = int64(reinterpret_cast<uint64>(row) / sizeof(T) % width);
-  const int64 head = min_of(count, (width - past) % width);
+  const int past = int(reinterpret_cast<uint64>(row) / sizeof(T) % width);
+  const int head = min_of(count, (width - past) % width);
   return {count, head, (count - head) / width};
 }
 
@@ -66,29 +68,21 @@ DEVICE void to_floats(const Vector<T, width>& vector, float (&values)[width]) {
   for (int i = 0; i < width; ++i) values[i] = to_float(vector.values[i]);
 }
 
-template <class T, int width>
-DEVICE Vector<T, width> from_floats(const float (&values)[width]) {
-  Vector<T, width> vector;
-#pragma unroll
-  for (int i = 0; i < width; ++i) vector.values[i] = from_float<T>(values[i]);
-  return vector;
-}
-
 // Calls visit(index of the first element, Vector<T, width or 1>) for this thread's part of a row in memory, cut at its
-// own address or at that of another row whose boundaries meet its own.
-template <class T, int width, class Visit>
+// own address or at that of another row whose boundaries meet its own; `together` accesses are under way at once.
+template <int together = kInFlight, class T, int width, class Visit>
 DEVICE void visit_row(const T* row, int64 stride, const Cut<width>& cut, const Team& team, Visit visit) {
-  for (int64 first = team.rank; first < cut.vectors; first += kInFlight * team.size) {
-    Vector<T, width> loaded[kInFlight];
+  for (int first = team.rank; first < cut.vectors; first += together * team.size) {
+    Vector<T, width> loaded[together];
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k)
+    for (int k = 0; k < together; ++k)
       if (first + k * team.size < cut.vectors) loaded[k] = load_vector<width>(row + cut.vector(first + k * team.size));
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k)
+    for (int k = 0; k < together; ++k)
       if (first + k * team.size < cut.vectors) visit(cut.vector(first + k * team.size), loaded[k]);
   }
-#pragma unroll 4
-  for (int64 s = team.rank; s < cut.singles(); s += team.size)
+#pragma unroll together
+  for (int s = team.rank; s < cut.singles(); s += team.size)
     visit(cut.single(s), Vector<T, 1>{row[cut.single(s) * stride]});
 }
 
@@ -104,11 +98,10 @@ struct KeptRow {
   DEVICE KeptRow(T* slot, const T* row, int64 stride, int64 count, bool wide, const Team& team)
       : slot(slot), cut(cut_row(row, count, wide)) {
     this->slot += (width - cut.head % width) % width;
-    for (int64 v = team.rank; v < cut.vectors; v += team.size)
+    for (int v = team.rank; v < cut.vectors; v += team.size)
       cp_async_16(this->slot + cut.vector(v), row + cut.vector(v));
     cp_async_commit();
-    for (int64 s = team.rank; s < cut.singles(); s += team.size)
-      this->slot[cut.single(s)] = row[cut.single(s) * stride];
+    for (int s = team.rank; s < cut.singles(); s += team.size) this->slot[cut.single(s)] = row[cut.single(s) * stride];
   }
 
   DEVICE void wait() const { cp_async_wait<0>(); }
@@ -117,9 +110,8 @@ struct KeptRow {
   template <class Visit>
   DEVICE void visit(const Team& team, Visit visit) const {
 #pragma unroll 2
-    for (int64 v = team.rank; v < cut.vectors; v += team.size)
+    for (int v = team.rank; v < cut.vectors; v += team.size)
       visit(cut.vector(v), load_vector<width>(slot + cut.vector(v)));
-    for (int64 s = team.rank; s < cut.singles(); s += team.size)
-      visit(cut.single(s), Vector<T, 1>{slot[cut.single(s)]});
+    for (int s = team.rank; s < cut.singles(); s += team.size) visit(cut.single(s), Vector<T, 1>{slot[cut.single(s)]});
   }
 };
