@@ -18,6 +18,7 @@ from .rows import (
     Team,
     accesses,
     aligned,
+    block_for,
     ceil_div,
     meet,
     power_of_two_from,
@@ -29,7 +30,7 @@ from .rows import (
 # csrc/cuda: sizeof(RowLoss), RowSum and RowGrad; kThreads and kLargestTeam.
 ROW_LOSS_BYTES, ROW_SUM_BYTES, ROW_GRAD_BYTES = 8, 16, 24
 LARGEST_FORWARD_TEAM, LARGEST_BACKWARD_TEAM = 256, 512
-REDUCE_THREADS = 1024
+LARGEST_REDUCE_BLOCK = 1024
 BLOCKS_PER_MULTIPROCESSOR = 8
 SMALLEST_CHUNK = 1024  # accesses
 BACKWARD_PIECE = 2048  # accesses; their 32 KB in flight leave shared memory to other blocks
@@ -105,7 +106,7 @@ class RowPlan(NamedTuple):
 def row_plan_for(rows, machine):
     """Forward: one team per row; several blocks where rows are wide and too few."""
     row_accesses = accesses(rows.classes, rows.element_size, rows.wide)
-    team = team_for(row_accesses, LARGEST_FORWARD_TEAM)
+    team = team_for(rows.count, row_accesses, LARGEST_FORWARD_TEAM)
     blocks = ceil_div(rows.count, team.rows)
     chunks = chunks_for(row_accesses // SMALLEST_CHUNK, blocks, machine) if team.rows == 1 else 1
     return RowPlan(team, chunks, blocks)
@@ -115,7 +116,7 @@ def backward_row_plan_for(rows, machine, anew):
     """Pieces of rows; whole ones where a block needs their sums, unless that would leave multiprocessors idle."""
     row_accesses = accesses(rows.classes, rows.element_size, rows.wide)
     in_pieces = not anew or 2 * rows.count <= machine.num_multiprocessors
-    team = team_for(row_accesses, THREADS if in_pieces else LARGEST_BACKWARD_TEAM)
+    team = team_for(rows.count, row_accesses, THREADS if in_pieces else LARGEST_BACKWARD_TEAM)
     chunks = ceil_div(row_accesses, BACKWARD_PIECE) if in_pieces and team.rows == 1 else 1
     return RowPlan(team, chunks, ceil_div(rows.count, team.rows))
 
@@ -188,7 +189,8 @@ def cross_entropy_forward(input, target, weight, ignore_index, reduction, label_
     block_losses, num_losses = None, 0
     if rows.count > 0:
         plan = (position_plan_for if rows.in_positions else row_plan_for)(rows, machine)
-        num_losses = plan.blocks if plan.chunks == 1 else ceil_div(rows.count, THREADS // WARP)
+        merge_block = block_for(rows.count * WARP)
+        num_losses = plan.blocks if plan.chunks == 1 else ceil_div(rows.count, merge_block // WARP)
         block_losses = lse.new_empty(num_losses, ROW_LOSS_BYTES // 4)
         partials = new_partials(rows, plan, lse) if plan.chunks > 1 else None
         inputs = (input, target, weight, ignore_index, label_smoothing)
@@ -196,11 +198,9 @@ def cross_entropy_forward(input, target, weight, ignore_index, reduction, label_
         if partials is not None:
             args = (input, *by_kind(target), weight, row_loss, lse, block_losses, partials, rows.count, rows.inner)
             args = (*args, rows.classes, *rows.strides, *rows.target_strides, ignore_index, label_smoothing)
-            machine.launch(library, "cross_entropy_merge_kernel", num_losses, THREADS, (*args, plan.chunks))
+            machine.launch(library, "cross_entropy_merge_kernel", num_losses, merge_block, (*args, plan.chunks))
     args = (block_losses, all_loss, total_weight, num_losses, reduction == "mean")
-    machine.launch(library, "cross_entropy_reduce_kernel", 1, REDUCE_THREADS, args)
-    if rows.classes == 0 and target.is_floating_point() and reduction != "mean":
-        loss.zero_()  # a sum of nothing
+    machine.launch(library, "cross_entropy_reduce_kernel", 1, block_for(num_losses, LARGEST_REDUCE_BLOCK), args)
 
 
 def sums_of_chunks(rows, input, target, weight, ignore_index, label_smoothing, lse):

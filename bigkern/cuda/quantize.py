@@ -11,11 +11,10 @@ from .rows import (
     ACCESS_BYTES,
     IN_FLIGHT,
     STATIC_SHARED_BYTES,
-    THREADS,
     WARP,
-    Team,
     accesses,
     aligned,
+    block_for,
     ceil_div,
     meet,
     power_of_two_from,
@@ -76,25 +75,19 @@ def fits_in_rows(layout, element_size, wide, machine):
         return False
     busy = 2 * layout.groups >= machine.num_multiprocessors
     small = accesses(layout.inner, element_size, wide) <= SMALLEST_SPLIT_ROW
-    slots = (
-        slot_bytes_for(layout.inner, element_size)
-        * team_for(accesses(layout.inner, element_size, wide), LARGEST_TEAM).rows
-    )
+    slots = slot_bytes_for(layout.inner, element_size) * row_team_for(layout, element_size, wide).rows
     return (busy or small) and slots <= machine.shared_memory - STATIC_SHARED_BYTES
 
 
+def row_team_for(layout, element_size, wide):
+    return team_for(layout.groups, accesses(layout.inner, element_size, wide), LARGEST_TEAM)
+
+
 def piece_for(inner, element_size, wide):
-    """(elements of a group that a team handles at once, its team)"""
+    """(elements of a group that a team handles at once, threads of a team)"""
     width = ACCESS_BYTES // element_size if wide else 1
-    team = Team(min(power_of_two_from(ceil_div(ceil_div(inner, width), 2)), WARP), THREADS)
-    return team.size * width * IN_FLIGHT, team
-
-
-def column_tile_for(layout, element_size, wide):
-    """(threads side by side, tiles of columns)"""
-    width = ACCESS_BYTES // element_size if wide else 1
-    lanes = min(power_of_two_from(ceil_div(layout.groups, width)), WARP)
-    return lanes, ceil_div(layout.groups, lanes * width)
+    team = min(power_of_two_from(ceil_div(accesses(inner, element_size, wide), 2)), WARP)
+    return team * width * IN_FLIGHT, team
 
 
 def num_chunks_for(num_steps, num_blocks, machine):
@@ -102,8 +95,24 @@ def num_chunks_for(num_steps, num_blocks, machine):
     return max(min(num_steps, BLOCKS_PER_MULTIPROCESSOR * machine.num_multiprocessors // num_blocks), 1)
 
 
+class ColumnPlan(NamedTuple):
+    lanes: int  # threads side by side
+    block: int
+    chunks: int
+    grid: int
+
+
+def column_plan_for(layout, element_size, wide, machine):
+    width, rows = ACCESS_BYTES // element_size if wide else 1, layout.outer * layout.inner
+    lanes = min(power_of_two_from(ceil_div(layout.groups, width)), WARP)
+    tiles = ceil_div(layout.groups, lanes * width)
+    block = block_for(ceil_div(rows, IN_FLIGHT) * lanes)
+    chunks = num_chunks_for(ceil_div(rows * lanes, block * IN_FLIGHT), tiles, machine)
+    return ColumnPlan(lanes, block, chunks, tiles * chunks)
+
+
 def quantize_rows(layout, input, symmetric, wide, qinput, scale, zero_point):
-    team = team_for(accesses(layout.inner, input.element_size(), wide), LARGEST_TEAM)
+    team = row_team_for(layout, input.element_size(), wide)
     slot_bytes = slot_bytes_for(layout.inner, input.element_size())
     args = (input, qinput, scale, zero_point, layout.groups, layout.inner, *layout.source_strides[1:])
     machine_of(input).launch(
@@ -116,14 +125,14 @@ def quantize_rows(layout, input, symmetric, wide, qinput, scale, zero_point):
     )
 
 
-def scale_of_ranges(layout, machine, library, ranges, chunks, symmetric, scale, zero_point):
-    machine.launch(
-        library,
-        "group_scale_kernel",
-        ceil_div(layout.groups, THREADS // WARP),
-        THREADS,
-        (ranges, scale, zero_point, layout.groups, chunks, symmetric),
-    )
+def launch_scales(layout, machine, library, ranges, symmetric, scale, zero_point):
+    block = block_for(layout.groups * WARP)
+    args = (ranges, scale, zero_point, layout.groups, ranges.shape[1], symmetric)
+    machine.launch(library, "group_scale_kernel", ceil_div(layout.groups, block // WARP), block, args)
+
+
+def new_ranges(layout, chunks, scale):
+    return scale.new_empty(layout.groups, chunks, RANGE_BYTES // 4)
 
 
 def quantize_chunks(layout, input, symmetric, wide, qinput, scale, zero_point):
@@ -131,26 +140,27 @@ def quantize_chunks(layout, input, symmetric, wide, qinput, scale, zero_point):
     outer, groups, inner = layout.sizes
     piece, team = piece_for(inner, input.element_size(), wide)
     pieces = outer * ceil_div(inner, piece)
-    chunks = num_chunks_for(ceil_div(pieces, team.rows), groups, machine)
-    ranges = scale.new_empty(groups, chunks, RANGE_BYTES // 4)
-    args = (input, ranges, outer, inner, piece, chunks, *layout.source_strides, wide, team.size)
-    machine.launch(library, "group_range_kernel", groups * chunks, team.block, args)
-    scale_of_ranges(layout, machine, library, ranges, chunks, symmetric, scale, zero_point)
+    block = block_for(pieces * team)
+    chunks = num_chunks_for(ceil_div(pieces * team, block), groups, machine)
+    ranges = new_ranges(layout, chunks, scale)
+    args = (input, ranges, outer, inner, piece, chunks, *layout.source_strides, wide, team)
+    machine.launch(library, "group_range_kernel", groups * chunks, block, args)
+    launch_scales(layout, machine, library, ranges, symmetric, scale, zero_point)
     args = (input, qinput, scale, zero_point, *layout.sizes, piece, *layout.source_strides, *layout.result_strides)
-    args = (*args, symmetric, wide, team.size)
-    machine.launch(library, "quantize_kernel", ceil_div(groups * pieces, team.rows), team.block, args)
+    grid = ceil_div(groups * pieces * team, block)
+    machine.launch(library, "quantize_kernel", grid, block, (*args, symmetric, wide, team))
 
 
 def quantize_columns(layout, input, symmetric, wide, qinput, scale, zero_point):
     machine, library = machine_of(input), build("quantize", SCALAR=input.dtype)
-    lanes, tiles = column_tile_for(layout, input.element_size(), wide)
-    chunks = num_chunks_for(ceil_div(layout.outer * layout.inner * lanes, THREADS * IN_FLIGHT), tiles, machine)
-    ranges = scale.new_empty(layout.groups, chunks, RANGE_BYTES // 4)
-    args = (input, ranges, *layout.sizes, chunks, *layout.source_strides, wide, lanes)
-    machine.launch(library, "column_range_kernel", tiles * chunks, THREADS, args)
-    scale_of_ranges(layout, machine, library, ranges, chunks, symmetric, scale, zero_point)
-    args = (input, qinput, scale, zero_point, *layout.sizes, chunks, *layout.source_strides, *layout.result_strides)
-    machine.launch(library, "quantize_columns_kernel", tiles * chunks, THREADS, (*args, symmetric, wide, lanes))
+    plan = column_plan_for(layout, input.element_size(), wide, machine)
+    ranges = new_ranges(layout, plan.chunks, scale)
+    args = (input, ranges, *layout.sizes, plan.chunks, *layout.source_strides, wide, plan.lanes)
+    machine.launch(library, "column_range_kernel", plan.grid, plan.block, args)
+    launch_scales(layout, machine, library, ranges, symmetric, scale, zero_point)
+    args = (input, qinput, scale, zero_point, *layout.sizes, plan.chunks)
+    args = (*args, *layout.source_strides, *layout.result_strides, symmetric, wide, plan.lanes)
+    machine.launch(library, "quantize_columns_kernel", plan.grid, plan.block, args)
 
 
 def quantize_forward(input, symmetric, qinput, scale, zero_point):
@@ -176,12 +186,12 @@ def dequantize_forward(qinput, scale, zero_point, output):
     strides = (*layout.source_strides, *layout.result_strides)
     strides = (*strides, scale.stride(0), 0 if zero_point is None else zero_point.stride(0))
     if layout.in_columns:
-        lanes, tiles = column_tile_for(layout, output.element_size(), wide)
-        chunks = num_chunks_for(ceil_div(layout.outer * layout.inner * lanes, THREADS * IN_FLIGHT), tiles, machine)
-        args = (qinput, scale, zero_point, output, *layout.sizes, chunks, *strides, wide, lanes)
-        machine.launch(library, "dequantize_columns_kernel", tiles * chunks, THREADS, args)
+        plan = column_plan_for(layout, output.element_size(), wide, machine)
+        args = (qinput, scale, zero_point, output, *layout.sizes, plan.chunks, *strides, wide, plan.lanes)
+        machine.launch(library, "dequantize_columns_kernel", plan.grid, plan.block, args)
         return
     piece, team = piece_for(layout.inner, output.element_size(), wide)
-    pieces = layout.outer * layout.groups * ceil_div(layout.inner, piece)
-    args = (qinput, scale, zero_point, output, *layout.sizes, piece, *strides, wide, team.size)
-    machine.launch(library, "dequantize_kernel", ceil_div(pieces, team.rows), team.block, args)
+    threads = layout.outer * layout.groups * ceil_div(layout.inner, piece) * team
+    block = block_for(threads)
+    args = (qinput, scale, zero_point, output, *layout.sizes, piece, *strides, wide, team)
+    machine.launch(library, "dequantize_kernel", ceil_div(threads, block), block, args)

@@ -38,13 +38,19 @@ class Team(NamedTuple):
         return self.block // self.size
 
 
-def team_for(num_accesses: int, largest: int) -> Team:
-    """Up to `largest` threads for a row of this many accesses: about two each in a warp, so that neighbours share
+def team_for(num_rows: int, num_accesses: int, largest: int) -> Team:
+    """Up to `largest` threads for each row of this many accesses: about two each in a warp, so that neighbours share
     memory sectors, and up to eight each in a block."""
     if num_accesses <= LARGEST_WARP_ROW:
-        return Team(min(power_of_two_from(ceil_div(num_accesses, 2)), WARP), THREADS)
+        size = min(power_of_two_from(ceil_div(num_accesses, 2)), WARP)
+        return Team(size, block_for(num_rows * size))
     threads = min(max(power_of_two_from(ceil_div(num_accesses, 8)), 128), largest)
     return Team(threads, threads)
+
+
+def block_for(num_threads: int, largest: int = THREADS) -> int:
+    """A block for this many threads; several blocks where they are more than `largest`."""
+    return min(max(power_of_two_from(num_threads), WARP), largest)
 
 
 def accesses(num_elements: int, element_size: int, wide: bool) -> int:

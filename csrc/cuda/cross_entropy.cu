@@ -23,8 +23,9 @@ struct SumLosses {
 
 DEVICE RowLoss loss_of(const RowSum& sum, float log_sum, const Targets& targets, int64 outer, int64 inner,
                        const SCALAR* row, int64 class_stride) {
+  if (targets.classes == 0 && !targets.index) return {0, 0};  // a sum of nothing
   float loss = targets.has_shares() ? sum.share_sum * log_sum - sum.shared : 0.0f;
-  if (targets.probabilities) return {loss, targets.classes > 0 ? 1.0f : 0.0f};
+  if (targets.probabilities) return {loss, 1};
   const int64 target = targets.index[outer * targets.outer_stride + inner * targets.inner_stride];
   if (target == targets.ignore_index) return {0, 0};
   if (target < 0 || target >= targets.classes) return {kNaN, 0};
