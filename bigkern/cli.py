@@ -10,6 +10,7 @@ COMMANDS = {
     "info": ("info", "command", "Show this machine, the kernels that run on it, and why others do not."),
     "verify": ("verify", "command", "Check every op on every backend of this machine against the float64 oracle."),
     "bench": ("benchmarks.suite", "command", "Time bigkern against PyTorch eager and torch.compile on this machine."),
+    "compile": ("cuda.precompile", "command", "Compile the CUDA kernels ahead of time; needs no GPU."),
     "train": ("train_command", "train", "Train a model on data that is already on this machine."),
     "report": ("benchmarks.report", "command", "Rewrite the generated tables of a README from benchmark results."),
 }

@@ -37,6 +37,11 @@ def plain_eager(args) -> bool:
     return True
 
 
+def autocast_enabled(device_type: str) -> bool:
+    """torch.is_autocast_enabled, which raises for the meta device."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def too_small(op: str, reason: str, *tensors) -> bool:
     """True where an op should call PyTorch's own function although a kernel of ours could run: eagerly, on CPU tensors,
     on `auto`. The op asks when its own measurement says that a call of this size costs more than it saves."""

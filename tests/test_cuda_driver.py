@@ -130,7 +130,7 @@ def test_shared_memory_beyond_the_default_is_asked_for_once(device):
     with pytest.raises(
         ValueError, match="static_kernel of copy asks for 232449 bytes of shared memory, a block has 232448"
     ):
-        launch("static_kernel", 226 * 1024 + 1)
+        launch("static_kernel", 227 * 1024 + 1)
 
 
 @pytest.mark.parametrize("current", [-1, 1])

@@ -239,3 +239,87 @@ def test_wrong_launches():
 def test_undefined_behaviour():
     text = report("faults", "integer_overflow_kernel", 1, 1, torch.ones(1, dtype=torch.int32))
     assert "signed integer overflow" in text
+
+
+# ---- Hopper ----
+
+
+def launch_hopper(kernel, block, *args, shared_bytes, **macros):
+    machine = Emulator(90, seeds=ALL_SEEDS, folder=CASES)
+    maps = [machine.tensor_map(*arg) if isinstance(arg, tuple) else arg for arg in args]
+    machine.launch(build("warpgroup", **macros), kernel, 1, block, maps, shared_bytes)
+
+
+def box_in_shared_memory(matrix, rows, x, y, swizzle):
+    """What a box of 2-byte numbers, `swizzle` (or 64) bytes wide, looks like: zeros outside, pieces of 16 bytes moved."""
+    width = (swizzle or 64) // 2
+    padded = np.zeros((300, 300), matrix.dtype)
+    padded[100 : 100 + matrix.shape[0], 100 : 100 + matrix.shape[1]] = matrix
+    box = padded[100 + y : 100 + y + rows, 100 + x : 100 + x + width].copy()
+    flat = box.reshape(-1, 8)
+    if swizzle:
+        piece = np.arange(len(flat))
+        flat = flat[piece ^ (piece >> 3 & (swizzle // 16 - 1))]
+    return flat.reshape(-1)
+
+
+def test_tensor_load_swizzles_and_fills_with_zeros():
+    matrix = torch.randint(-30000, 30000, (37, 72), dtype=torch.int16)
+    for swizzle, x, y in ((0, 0, 0), (0, -5, 30), (32, 8, 3), (64, 50, -2), (128, 0, 0), (128, 40, 33)):
+        box = (24, (swizzle or 64) // 2)
+        output = torch.zeros(box[0] * box[1], dtype=torch.int16)
+        launch_hopper(
+            "load_box_2d_kernel",
+            32,
+            (matrix, box, swizzle),
+            output,
+            2 * len(output),
+            x,
+            y,
+            shared_bytes=2 * len(output),
+        )
+        assert (output.numpy() == box_in_shared_memory(matrix.numpy(), box[0], x, y, swizzle)).all()
+
+
+def test_tensor_copies_in_four_dimensions():
+    source = torch.randn(2, 3, 21, 24)[..., :20].transpose(1, 2).contiguous().transpose(1, 2)  # [2, 3, 21, 20]
+    target = torch.full((2, 3, 22, 24), float("nan"))
+    view = target[:, :, :21, :20]
+    box = (1, 1, 8, 20)
+    launch_hopper("copy_4d_kernel", 1, (source, box, 0), (view, box, 0), 640, 8, 21, 3, 2, shared_bytes=1280)
+    assert torch.equal(view, source)
+    assert target[:, :, 21].isnan().all()
+    assert target[..., 20:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_wgmma_of_k_major_operands(dtype):
+    for N, from_registers in ((64, 0), (64, 1), (256, 0)):
+        a, b, d = torch.randn(64, 160).to(dtype), torch.randn(N, 160).to(dtype), torch.full((64, N), float("nan"))
+        maps = (a, (64, 64), 128), (b, (N, 64), 128)
+        launch_hopper(
+            f"multiply_{N}_kernel", 128, *maps, d, 160, from_registers, shared_bytes=(64 + N) * 128, SCALAR=dtype
+        )
+        assert (d - a.double() @ b.double().T).abs().max() <= 3e-5
+
+
+def test_wgmma_of_mn_major_operands():
+    a, b, d = torch.randn(32, 64).bfloat16(), torch.randn(32, 128).bfloat16(), torch.full((64, 128), float("nan"))
+    maps = (a, (32, 64), 128), (b, (32, 64), 128)
+    launch_hopper("multiply_mn_major_kernel", 128, *maps, d, shared_bytes=3 * 32 * 128, SCALAR=torch.bfloat16)
+    assert (d - a.double().T @ b.double()).abs().max() <= 1e-5
+
+
+def test_wgmma_of_int8():
+    a, b = torch.randint(-128, 128, (2, 64, 128), dtype=torch.int8)
+    d = torch.zeros(64, 64, dtype=torch.int32)
+    launch_hopper(
+        "multiply_int8_kernel",
+        128,
+        (a, (64, 128), 128),
+        (b, (64, 128), 128),
+        d,
+        shared_bytes=2 * 64 * 128,
+        SCALAR=torch.bfloat16,
+    )
+    assert torch.equal(d, a.int() @ b.int().T)

@@ -25,6 +25,18 @@ def test_explain_computes_nothing(monkeypatch):
     assert bigkern.explain(bigkern.quantize, torch.randn(3, 4))[0].chosen == "cpu"
 
 
+def test_ops_take_meta_tensors():
+    """Shapes, dtypes and gradients of what would be computed; PyTorch's own functions do the same."""
+    query = torch.empty(2, 3, 5, 8, device="meta", requires_grad=True)
+    output = bigkern.attention(query, query, query)
+    output.sum().backward()
+    assert (output.shape, output.device.type, query.grad.shape) == (query.shape, "meta", query.shape)
+    qweight, scale = torch.empty(6, 8, dtype=torch.int8, device="meta"), torch.empty(6, device="meta")
+    assert bigkern.int8_linear(query, qweight, scale).shape == (2, 3, 5, 6)
+    with pytest.raises(TypeError, match="linear_act: weight has dtype"):
+        bigkern.linear_act(query, torch.empty(6, 8, dtype=torch.float16, device="meta"))
+
+
 def test_a_forced_backend_that_cannot_run_raises_with_the_reason():
     with bigkern.use_backend("cuda"), pytest.raises(RuntimeError) as caught:
         bigkern.quantize(torch.randn(3))

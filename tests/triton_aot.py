@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -126,36 +125,23 @@ def type_name(value):
 
 def describe(name, compiled):
     """What the compiled kernel uses, read from its machine code."""
-    tools = Path(sys.modules["triton"].__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
-        usage = run([tools / "cuobjdump", "-res-usage", file.name]).stdout
-        sass = run([tools / "nvdisasm", "-c", file.name]).stdout
+    from bigkern.cuda import sass
 
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", sass, re.MULTILINE)
+    (code,) = sass.read_cubin(compiled.asm["cubin"]).values()
     ptx = compiled.asm["ptx"]
     return {
         "kernel": name,
-        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
-        # STL writes a register to local memory: what ptxas calls a spill.
-        "spills": sum(opcode.startswith("STL") for opcode in opcodes),
+        "registers": code.registers,
+        "spills": code.count("STL"),
         "shared_bytes": compiled.metadata.shared,
         "num_warps": compiled.metadata.num_warps,
         "num_stages": compiled.metadata.num_stages,
         "ptx_matrix": sorted(set(re.findall(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", ptx))),
-        "sass_matrix": sorted({o for o in opcodes if re.match(r"[HIQ]MMA|[HIQ]GMMA|UTC\wMMA", o)}),
-        "load_bits": widest(r"(?:LDG|LDGSTS)\.", opcodes),
-        "store_bits": widest(r"STG\.", opcodes),
-        "bulk_loads": sum(opcode.startswith("UTMALDG") for opcode in opcodes),
+        "sass_matrix": code.matrix,
+        "load_bits": code.load_bits,
+        "store_bits": code.store_bits,
+        "bulk_loads": code.count("UTMALDG"),
     }
-
-
-def widest(pattern, opcodes):
-    """Bits that the widest access among the opcodes matching `pattern` moves per thread (0: there is none)."""
-    accesses = [opcode for opcode in opcodes if re.match(pattern, opcode)]
-    return max((int(bits) for o in accesses for bits in re.findall(r"\.(\d+)\b", o) or ["32"]), default=0)
 
 
 def print_table(test_file):

@@ -29,12 +29,12 @@ KEPT_TENSOR_MAPS = 1024
 class Function:
     """A kernel in a device's context."""
 
-    __slots__ = ("handle", "shared_bytes", "static_bytes")
+    __slots__ = ("handle", "shared_bytes")
 
-    def __init__(self, handle: int, static_bytes: int):
+    def __init__(self, handle: int, declared_bytes: int):
         self.handle = c_void_p(handle)
-        self.static_bytes = static_bytes  # of shared memory that the kernel declares
-        self.shared_bytes = DEFAULT_SHARED_MEMORY - static_bytes  # more that it may be launched with
+        # Of dynamic shared memory that it may be launched with, beside what it declares.
+        self.shared_bytes = DEFAULT_SHARED_MEMORY - declared_bytes
 
 
 class Device(Machine):
@@ -114,13 +114,14 @@ class Device(Machine):
                     self._modules[build] = driver.out(c_void_p, "cuModuleLoadData", cubin, doing=str(build))
                 handle = driver.out(c_void_p, "cuModuleGetFunction", self._modules[build], kernel.encode(), doing=name)
                 attribute = libcuda.FUNCTION_SHARED_SIZE_BYTES
-                static_bytes = driver.out(c_int, "cuFuncGetAttribute", attribute, handle, doing=name)
-            return self._functions.setdefault((build, kernel), Function(handle, static_bytes))
+                declared_bytes = driver.out(c_int, "cuFuncGetAttribute", attribute, handle, doing=name)
+            return self._functions.setdefault((build, kernel), Function(handle, declared_bytes))
 
     def _allow_shared_memory(self, function, shared_bytes, name):
-        wanted = shared_bytes + function.static_bytes
-        if wanted > self.shared_memory:
-            raise ValueError(f"cuda: {name} asks for {wanted} bytes of shared memory, a block has {self.shared_memory}")
+        if shared_bytes > self.shared_memory:
+            raise ValueError(
+                f"cuda: {name} asks for {shared_bytes} bytes of shared memory, a block has {self.shared_memory}"
+            )
         with self._in_context():
             attribute = libcuda.FUNCTION_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._driver.call(

@@ -94,6 +94,7 @@ class Launch(NamedTuple):
     kernel: str
     block: int
     shared_bytes: int
+    argument_types: tuple[type, ...]
 
 
 class Recorder(Machine):
@@ -106,7 +107,7 @@ class Recorder(Machine):
         self.launches: list[Launch] = []
 
     def launch(self, build, kernel, grid, block, args, shared_bytes=0):
-        self.launches.append(Launch(build, kernel, block, shared_bytes))
+        self.launches.append(Launch(build, kernel, block, shared_bytes, tuple(map(type, args))))
 
     def tensor_map(self, tensor, box, swizzle_bytes):
         return TensorMap(bytes(128), tensor)

@@ -13,7 +13,7 @@ matrices, for which a kernel of its own gains nothing: the backward is composed 
 
 import torch
 
-from ..registration import Kernel, cast_floating
+from ..registration import Kernel, autocast_enabled, cast_floating
 from .linear_act import ACTIVATION_GRADIENTS, ACTIVATIONS, NEEDS_PRE_ACTIVATION
 from .quantize import FLOATING, _quantize_torch, dequantize, quantize, scale_dtype
 
@@ -46,7 +46,7 @@ def int8_linear(input, qweight, weight_scale, bias=None, activation="none"):
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"int8_linear: unknown activation {activation!r}; one of {', '.join(ACTIVATIONS)}")
-    if torch.is_autocast_enabled(input.device.type):
+    if autocast_enabled(input.device.type):
         # Not by the kernel's autocast rule, which would round weight_scale too.
         dtype = torch.get_autocast_dtype(input.device.type)
         input, bias = cast_floating(input, dtype), cast_floating(bias, dtype)

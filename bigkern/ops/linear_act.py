@@ -15,7 +15,7 @@ rounding. Source of gelu and silu: Hendrycks and Gimpel, "Gaussian Error Linear 
 import torch
 import torch.nn.functional as F
 
-from ..registration import Kernel, too_small
+from ..registration import Kernel, autocast_enabled, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ACTIVATIONS = {
@@ -115,7 +115,7 @@ def _check_pair(input, other, name, op):
             raise TypeError(f"{op}: {tensor_name} must be floating, got {tensor.dtype}")
     if input.device != other.device:
         raise ValueError(f"{op}: {name} is on {other.device}, input on {input.device}")
-    casts_both = torch.is_autocast_enabled(input.device.type) and torch.float64 not in (input.dtype, other.dtype)
+    casts_both = autocast_enabled(input.device.type) and torch.float64 not in (input.dtype, other.dtype)
     if input.dtype != other.dtype and not casts_both:
         raise TypeError(f"{op}: {name} has dtype {other.dtype}, input has {input.dtype}")
 

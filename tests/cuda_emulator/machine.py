@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,8 +27,27 @@ CACHE = ROOT / "build/cuda_emulator"
 COMPILER = os.environ.get("CXX", "g++").split()
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-ffp-contract=off"]
 FLAGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-fmax-errors=5"]
-# -fsanitize=alignment (in undefined) is what finds 16-byte accesses at other addresses.
-SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]}
+
+
+class Kind(NamedTuple):
+    """What a build looks for: flags for kernels, for the emulator itself, and for linking."""
+
+    kernels: tuple[str, ...]
+    runtime: tuple[str, ...]
+    link: tuple[str, ...]
+
+
+# -fsanitize=alignment (in undefined) is what finds 16-byte accesses at other addresses. "race" takes only the calls that
+# -fsanitize=thread inserts: race.cpp has the functions, and addresses must fit 32 bits.
+RACES = ("-DEMULATOR_RACES", "-fno-pie")
+KINDS = {
+    "address": Kind(
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+        ("-fsanitize=address", "-fno-omit-frame-pointer", "-O2"),
+        ("-fsanitize=address,undefined",),
+    ),
+    "race": Kind(("-fsanitize=thread", *RACES), (*RACES, "-O2"), ("-no-pie",)),
+}
 # The forward order with copies done at once, then the backward one with copies as late as allowed.
 SEEDS = (0, 1)
 SECONDS_PER_LAUNCH = 200
@@ -51,7 +71,7 @@ class Emulator(Machine):
         arch: 80 (mma.sync and cp.async) or 90 (warpgroups, too).
         seeds: the orders of threads and copies in which each launch runs; all must give the same bytes. 0 is forward
             and at once, 1 backward and as late as allowed, others are random.
-        kind: of `SANITIZERS`.
+        kind: "address" (AddressSanitizer and UBSan) or "race" (accesses that no barrier orders).
         folder: where the sources lie.
     """
 
@@ -89,11 +109,45 @@ class Emulator(Machine):
         )
         done = subprocess.run([program], input=request, capture_output=True, timeout=SECONDS_PER_LAUNCH)
         if done.returncode != 0:
-            raise EmulatorError(f"{build}: {kernel}\n{done.stderr.decode(errors='replace')}")
+            raise EmulatorError(f"{build}: {kernel}\n{_with_places(done.stderr.decode(errors='replace'), program)}")
         buffers.write_back(done.stdout)
 
     def tensor_map(self, tensor, box, swizzle_bytes):
-        raise NotImplementedError("the emulator has no tensor maps yet")
+        """Packs tensor_map.h's TensorDescription, with the driver's checks of cuTensorMapEncodeTiled."""
+        rank, element = tensor.dim(), tensor.element_size()
+        strides = [stride * element for stride in tensor.stride()]
+        row = box[-1] * element if len(box) == rank > 0 else 0
+        problems = {
+            f"box {box} for {rank} dimensions": len(box) != rank or not 1 <= rank <= 5,
+            f"the last stride is {tensor.stride()[-1:]}": tensor.stride()[-1:] != (1,),
+            "the address is no multiple of 16": tensor.data_ptr() % 16,
+            f"strides of {strides[:-1]} bytes are no multiples of 16": any(stride % 16 for stride in strides[:-1]),
+            f"box {box} has a side beyond 1 to 256": not all(1 <= side <= 256 for side in box),
+            f"rows of {row} bytes in the box are no multiple of 16": row % 16,
+            f"swizzle of {swizzle_bytes} bytes": swizzle_bytes not in (0, 32, 64, 128),
+            # The driver takes less; where the copy engine then puts the rows is not modelled.
+            f"rows of {row} bytes in a swizzle of {swizzle_bytes}": swizzle_bytes and row != swizzle_bytes,
+            "an empty tensor": tensor.numel() == 0,
+        }
+        for problem, present in problems.items():
+            if present:
+                raise EmulatorError(f"tensor_map: {problem}")
+        pad = [0] * (5 - rank)
+        opaque = struct.pack(
+            "<qii5q5q5iiq",
+            *(0, rank, element),  # the runner fills in the address
+            *(*reversed(tensor.shape), *pad),
+            *(*reversed(strides), *pad),
+            *(*reversed(box), *pad),
+            *(swizzle_bytes, 0),
+        )
+        return TensorMap(opaque, tensor)
+
+
+def _with_places(report: str, program: Path) -> str:
+    """The report of a race with places in the source for addresses in the program."""
+    place = lambda match: _run(["addr2line", "-e", program, match[1]]).strip()  # noqa: E731
+    return re.sub(r"@(0x[0-9a-f]+)", place, report)
 
 
 # ---- a launch as bytes, see runner.cpp ----
@@ -157,7 +211,7 @@ def executable(build: Build, kind: str = "address", folder: Path = KERNELS) -> P
     """The program that runs the kernels of `build`, compiled unless it is there already."""
     source = _preprocessed(build, folder)
     objects = _runtime(kind)
-    key = _hash(source.encode(), _compiler_version().encode(), *FLAGS, kind, objects.name)
+    key = _hash(source.encode(), _compiler_version().encode(), *FLAGS, *KINDS[kind].kernels, objects.name)
     path = CACHE / f"{build.source}-{key}"
     with _locked(path):
         if not path.exists():
@@ -217,9 +271,9 @@ def _compile_kernels(source: str, kind: str, objects: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         text, kernel, program = (Path(scratch) / name for name in ("kernel.ii", "kernel.o", "program"))
         text.write_text(source)
-        _run([*COMPILER, *FLAGS, *SANITIZERS[kind], "-c", text, "-o", kernel])
+        _run([*COMPILER, *FLAGS, *KINDS[kind].kernels, "-c", text, "-o", kernel])
         _run(["objcopy", "--rename-section", ".bss=emulator_shared", kernel])
-        _run([*COMPILER, *SANITIZERS[kind], kernel, *sorted(objects.glob("*.o")), "-o", program])
+        _run([*COMPILER, *KINDS[kind].link, kernel, *sorted(objects.glob("*.o")), "-o", program])
         os.replace(program, path)
 
 
@@ -228,11 +282,11 @@ def _runtime(kind: str) -> Path:
     """The folder of the emulator's own object files."""
     sources = sorted(HERE.glob("*.cpp"))
     texts = [path.read_bytes() for path in [*sources, *sorted(HERE.glob("*.h"))]]
-    path = CACHE / f"runtime-{_hash(*texts, _compiler_version(), *FLAGS, *SANITIZERS[kind])}"
+    path = CACHE / f"runtime-{_hash(*texts, _compiler_version(), *FLAGS, *KINDS[kind].runtime)}"
     with _locked(path):
         if not path.exists():
             scratch = Path(tempfile.mkdtemp(dir=CACHE))
-            flags = [*COMPILER, *FLAGS, "-O2", *SANITIZERS[kind]]
+            flags = [*COMPILER, *FLAGS, *KINDS[kind].runtime]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(lambda source: _run([*flags, "-c", source, "-o", scratch / f"{source.stem}.o"]), sources))
             os.replace(scratch, path)
