@@ -260,7 +260,9 @@ def _preprocessed(build: Build, folder: Path) -> str:
             "#include <ptx.cuh>\n#include <warpgroup.cuh>\n#include <kernel_table.h>\n"
             f'namespace {{\n#include "{folder / build.source}.cu"\n}}\n'
         )
-        text = _run([*COMPILER, *FLAGS, "-E", f"-I{HERE}", f"-I{KERNELS}", *macros, wrapper]).replace(scratch, "")
+        text = _run([*COMPILER, *FLAGS, "-E", f"-I{HERE}", f"-I{folder}", f"-I{KERNELS}", *macros, wrapper]).replace(
+            scratch, ""
+        )
     kernels = re.findall(r'extern "C" +void +(?:\[\[emulator::launch_bounds\((.*?)\)\]\]\s*)?(\w+)\s*\(', text)
     if not kernels:
         raise EmulatorError(f"{build}: there is no kernel in it")
