@@ -282,6 +282,8 @@ void wait_for_products(int pending, Site site) {
       }
       mine.committed.pop_front();
     }
+    // The reads are the warp's, not one lane's: whichever hands the operands back comes after them.
+    order_lanes();
     mine.fenced = false;
   });
 }
