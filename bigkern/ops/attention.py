@@ -19,7 +19,7 @@ from ..backends.torch_attention import attention_backward_torch, attention_forwa
 from ..registration import Kernel, autocast_enabled, cast_floating
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_HEAD_DIM_TRITON = 256
+MAX_HEAD_DIM_GPU = 256
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -217,17 +217,17 @@ def _allocate_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
     )
 
 
-def _triton_limits(query, value):
+def _gpu_limits(query, value):
     if query.dtype == torch.float64:
         return "float64 is left to PyTorch on a GPU"
     widest, narrowest = max(query.shape[3], value.shape[3]), min(query.shape[3], value.shape[3])
-    if widest > MAX_HEAD_DIM_TRITON:
-        return f"head_dim {widest} is above {MAX_HEAD_DIM_TRITON}"
+    if widest > MAX_HEAD_DIM_GPU:
+        return f"head_dim {widest} is above {MAX_HEAD_DIM_GPU}"
     return "head_dim 0 is left to PyTorch" if narrowest == 0 else None
 
 
-def _triton_supports_forward(query, key, value, *rest):
-    return _triton_limits(query, value)
+def _gpu_supports_forward(query, key, value, *rest):
+    return _gpu_limits(query, value)
 
 
 def _setup_forward(ctx, inputs, outputs):
@@ -254,7 +254,7 @@ attention_forward = Kernel(
     module="attention",
     allocate=_allocate_forward,
     torch=attention_forward_torch,
-    supports={"cpu": None, "triton": _triton_supports_forward},
+    supports={"cpu": None, "triton": _gpu_supports_forward, "cuda": _gpu_supports_forward},
     setup_context=_setup_forward,
     backward=_backward_forward,
 )
@@ -274,8 +274,8 @@ def _allocate_backward(grad_output, grad_lse, query, key, value, attn_mask, *res
     )
 
 
-def _triton_supports_backward(grad_output, grad_lse, query, key, value, *rest):
-    return _triton_limits(query, value)
+def _gpu_supports_backward(grad_output, grad_lse, query, key, value, *rest):
+    return _gpu_limits(query, value)
 
 
 attention_backward = Kernel(
@@ -285,6 +285,6 @@ attention_backward = Kernel(
     module="attention",
     allocate=_allocate_backward,
     torch=attention_backward_torch,
-    supports={"cpu": None, "triton": _triton_supports_backward},
+    supports={"cpu": None, "triton": _gpu_supports_backward, "cuda": _gpu_supports_backward},
     recompute=True,
 )

@@ -102,9 +102,22 @@ inline void __syncthreads(emulator::Site site = emulator::here()) {
   emulator::barrier("__syncthreads", 0, 0, true, site);
 }
 
+// A barrier that counts, or combines, the predicates of all threads.
+inline int __syncthreads_count(int predicate, emulator::Site site = emulator::here()) {
+  return emulator::counting_barrier("__syncthreads_count", predicate != 0, site);
+}
+
+inline int __syncthreads_or(int predicate, emulator::Site site = emulator::here()) {
+  return emulator::counting_barrier("__syncthreads_or", predicate != 0, site) != 0;
+}
+
+inline int __syncthreads_and(int predicate, emulator::Site site = emulator::here()) {
+  return emulator::counting_barrier("__syncthreads_and", predicate == 0, site) == 0;
+}
+
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF, emulator::Site site = emulator::here()) {
   char nothing = 0;
-  emulator::warp_collective("__syncwarp", mask, nothing, false, site, [](auto) {});
+  emulator::warp_collective("__syncwarp", mask, nothing, false, site, [](auto) { emulator::order_lanes(); });
 }
 
 inline void __threadfence() {}
@@ -231,8 +244,10 @@ inline T __reduce_min_sync(unsigned mask, T value, emulator::Site site = emulato
 // One thread runs at a time and is never interrupted here. Each returns the old value.
 namespace emulator {
 
+// Not instrumented: to the detection of races this is one access, and atomic.
 template <class T, class Change>
-inline T atomic(T* address, Change change) {
+__attribute__((no_sanitize("thread"), noinline)) T atomic(T* address, Site site, Change change) {
+  note_atomic(address, sizeof(T), site);
   T old = *address;
   *address = change(old);
   return old;
@@ -246,34 +261,24 @@ inline T wrapping_add(T a, T b) {
 
 }  // namespace emulator
 
-#define EMULATOR_ATOMICS(T)                                                                      \
-  inline T atomicMax(T* address, T value) {                                                      \
-    return emulator::atomic(address, [=](T old) { return max(old, value); });                    \
-  }                                                                                              \
-  inline T atomicMin(T* address, T value) {                                                      \
-    return emulator::atomic(address, [=](T old) { return min(old, value); });                    \
-  }                                                                                              \
-  inline T atomicExch(T* address, T value) {                                                     \
-    return emulator::atomic(address, [=](T) { return value; });                                  \
-  }                                                                                              \
-  inline T atomicAdd(T* address, T value) {                                                      \
-    return emulator::atomic(address, [=](T old) { return emulator::wrapping_add(old, value); }); \
-  }                                                                                              \
-  inline T atomicOr(T* address, T value) {                                                       \
-    return emulator::atomic(address, [=](T old) { return old | value; });                        \
-  }                                                                                              \
-  inline T atomicAnd(T* address, T value) {                                                      \
-    return emulator::atomic(address, [=](T old) { return old & value; });                        \
-  }                                                                                              \
-  inline T atomicCAS(T* address, T expected, T value) {                                          \
-    return emulator::atomic(address, [=](T old) { return old == expected ? value : old; });      \
+#define EMULATOR_ATOMIC(T, name, new_value)                                    \
+  inline T name(T* address, T value, emulator::Site site = emulator::here()) { \
+    return emulator::atomic(address, site, [=](T old) { return new_value; });  \
+  }
+#define EMULATOR_ATOMICS(T)                                                                       \
+  EMULATOR_ATOMIC(T, atomicAdd, emulator::wrapping_add(old, value))                               \
+  EMULATOR_ATOMIC(T, atomicMax, max(old, value))                                                  \
+  EMULATOR_ATOMIC(T, atomicMin, min(old, value))                                                  \
+  EMULATOR_ATOMIC(T, atomicOr, old | value)                                                       \
+  EMULATOR_ATOMIC(T, atomicAnd, old& value)                                                       \
+  EMULATOR_ATOMIC(T, atomicExch, value)                                                           \
+  inline T atomicCAS(T* address, T expected, T value, emulator::Site site = emulator::here()) {   \
+    return emulator::atomic(address, site, [=](T old) { return old == expected ? value : old; }); \
   }
 
 EMULATOR_ATOMICS(int)
 EMULATOR_ATOMICS(unsigned)
 EMULATOR_ATOMICS(unsigned long long)
+EMULATOR_ATOMIC(float, atomicAdd, old + value)
 #undef EMULATOR_ATOMICS
-
-inline float atomicAdd(float* address, float value) {
-  return emulator::atomic(address, [=](float old) { return old + value; });
-}
+#undef EMULATOR_ATOMIC

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "copies.h"
+#include "race.h"
 #include "transactions.h"
 #include "warpgroup.h"
 
@@ -33,6 +34,9 @@ constexpr int kBarriers = 16;
 
 struct Barrier {
   int threads, arrived;
+  // Of the threads that have come: how many predicates were true, and what they know.
+  int count;
+  Clock clock;
 };
 
 Thread* self;
@@ -41,6 +45,7 @@ char* dynamic_shared;
 static Fiber scheduler;
 static std::vector<Thread*> threads;
 static Barrier barriers[kBarriers];
+static int last_count;
 static int num_threads;
 static const Launch* current;
 static uint64_t random_state;
@@ -162,22 +167,34 @@ static int alive() {
   return count;
 }
 
-static void require_one_place_per_warp(const Barrier& barrier) {
+[[noreturn]] static void report_divergence(const char* what) {
+  fprintf(stderr, "emulator: divergence: %s\n", what);
+  print_threads();
+  end_process();
+}
+
+// All warps at the same kind of barrier, each warp in one place.
+static void require_agreement(const Barrier& barrier) {
+  const char* what = nullptr;
   for (int i = 0; i < num_threads; ++i) {
     const Thread& thread = *threads[i];
-    if (i % kLanes == 0 || thread.event != &barrier || threads[i - 1]->event != &barrier) continue;
+    if (thread.event != &barrier) continue;
+    if (what && strcmp(what, thread.waits_for)) report_divergence("threads meet at different kinds of barriers");
+    what = thread.waits_for;
+    if (i % kLanes == 0 || threads[i - 1]->event != &barrier) continue;
     const Site &mine = thread.site, &other = threads[i - 1]->site;
-    if (mine.line == other.line && !strcmp(mine.file, other.file)) continue;
-    fprintf(stderr, "emulator: divergence: one warp is at a barrier in two places\n");
-    print_threads();
-    end_process();
+    if (mine.line != other.line || strcmp(mine.file, other.file))
+      report_divergence("one warp is at a barrier in two places");
   }
 }
 
 static void complete_if_all_came(Barrier& barrier) {
   int expected = barrier.threads ? barrier.threads : alive();
   if (barrier.arrived == 0 || barrier.arrived < expected) return;
-  require_one_place_per_warp(barrier);
+  require_agreement(barrier);
+  for (int i = 0; i < num_threads; ++i)
+    if (threads[i]->event == &barrier) race_acquire(barrier.clock, threads[i]);
+  last_count = barrier.count;
   barrier = {};
   release(&barrier);
 }
@@ -191,6 +208,7 @@ void barrier(const char* what, int id, int count, bool waits, Site site) {
     fail(site, "%s: barrier %d of %d threads is used with %d", what, id, barrier.threads, count);
   barrier.threads = count;
   ++barrier.arrived;
+  race_release(barrier.clock);
   if (!waits) return complete_if_all_came(barrier);
   self->waits_for = what;
   self->site = site;
@@ -199,11 +217,18 @@ void barrier(const char* what, int id, int count, bool waits, Site site) {
   if (self->waits_for) switch_to_scheduler();
 }
 
+int counting_barrier(const char* what, bool predicate, Site site) {
+  barriers[0].count += predicate;
+  barrier(what, 0, 0, true, site);
+  // Of this barrier: the next one cannot end before this thread comes to it.
+  return last_count;
+}
+
 // ---- operations of a warp ------------------------------------------------------------------------------------------
 
 static int warp_start() { return self->rank / kLanes * kLanes; }
 
-static Thread* thread_of_lane(int lane) {
+Thread* thread_of_lane(int lane) {
   int rank = warp_start() + lane;
   return rank < num_threads ? threads[rank] : nullptr;
 }
@@ -222,9 +247,7 @@ static bool all_lanes_came(bool aligned) {
     // Another warp or a copy may still let it come here.
     if (!other->operand) return false;
     if (!(other->mask >> (self->rank % kLanes) & 1)) return false;
-    fprintf(stderr, "emulator: divergence: lanes of one warp wait for each other at different operations\n");
-    print_threads();
-    end_process();
+    report_divergence("lanes of one warp wait for each other at different operations");
   }
   return true;
 }
@@ -349,6 +372,7 @@ static void start_block(unsigned block) {
   blockIdx = position(block, current->grid);
   poison(__start_emulator_shared, static_bytes());
   memset(dynamic_shared, 0xFF, current->shared_bytes);
+  race_start_block(int(block), num_threads);
   for (Barrier& barrier : barriers) barrier = {};
   for (int i = 0; i < num_threads; ++i) {
     Thread& thread = *threads[i];
@@ -389,18 +413,16 @@ void run(const Launch& launch) {
   random_state = launch.seed;
   blockDim = launch.block;
   gridDim = launch.grid;
-  void* memory = nullptr;
-  // Exactly the bytes that were asked for, so that AddressSanitizer sees one more.
-  if (posix_memalign(&memory, 1024, launch.shared_bytes)) abort();
-  dynamic_shared = static_cast<char*>(memory);
+  // The launches of one process are all alike.
+  if (!dynamic_shared) dynamic_shared = static_cast<char*>(allocate_watched(launch.shared_bytes, 1024));
   prepare_threads();
   std::vector<int> blocks;
   put_in_order(blocks, int(volume(launch.grid)));
+  race_start_grid(int(blocks.size()));
   for (int block : blocks) {
     start_block(unsigned(block));
     run_block();
   }
-  free(memory);
 }
 
 }  // namespace emulator

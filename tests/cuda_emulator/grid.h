@@ -57,6 +57,8 @@ void release(const void* event);
 
 // Barrier `id` of a block. `threads` 0: all that have not exited.
 void barrier(const char* what, int id, int threads, bool waits, Site site);
+// Barrier 0, and the number of threads that came with a true `predicate`.
+int counting_barrier(const char* what, bool predicate, Site site);
 
 // ---- operations of a warp ------------------------------------------------------------------------------------------
 
@@ -64,6 +66,7 @@ void barrier(const char* what, int id, int threads, bool waits, Site site);
 // everybody's operands, then calls `warp_leave`, which lets the others return false.
 bool warp_meet(const char* what, uint32_t mask, void* operand, bool aligned, Site site);
 void* warp_operand(int lane);
+Thread* thread_of_lane(int lane);
 void warp_leave();
 
 // The operands of the lanes that take part; null for the others.
@@ -82,6 +85,9 @@ void warp_collective(const char* what, uint32_t mask, Operand& operand, bool ali
   }
 }
 
+// Inside the work of a collective: what each lane did before comes before what any of them does after.
+void order_lanes();
+
 // ---- memory --------------------------------------------------------------------------------------------------------
 
 extern char* dynamic_shared;
@@ -92,6 +98,9 @@ void require_shared(const char* what, const void* pointer, size_t bytes, size_t 
 // The address of shared memory in the 32-bit window in which the hardware sees it, and back.
 uint32_t to_window(const void* pointer);
 void* from_window(uint32_t address);
+
+// For the detection of races: the running thread's atomic operation.
+void note_atomic(const void* address, size_t bytes, Site site);
 
 // ---- order ---------------------------------------------------------------------------------------------------------
 

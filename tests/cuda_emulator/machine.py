@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,10 +25,30 @@ KERNELS = ROOT / "csrc/cuda"
 CACHE = ROOT / "build/cuda_emulator"
 
 COMPILER = os.environ.get("CXX", "g++").split()
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-ffp-contract=off"]
+FLAGS = ["-std=c++17", "-g1", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-ffp-contract=off"]
 FLAGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-fmax-errors=5"]
-# -fsanitize=alignment (in undefined) is what finds 16-byte accesses at other addresses.
-SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]}
+
+
+class Kind(NamedTuple):
+    """What a build looks for: flags for kernels, for the emulator itself, and for linking."""
+
+    kernels: tuple[str, ...]
+    runtime: tuple[str, ...]
+    link: tuple[str, ...]
+
+
+# Kernels are compiled with -Og: that takes a third of the time of -O1, and their own code is not what launches wait for.
+# -fsanitize=alignment (in undefined) is what finds 16-byte accesses at other addresses. "race" takes only the calls that
+# -fsanitize=thread inserts: race.cpp has the functions, and addresses must fit 32 bits.
+RACES = ("-DEMULATOR_RACES", "-fno-pie")
+KINDS = {
+    "address": Kind(
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-Og"),
+        ("-fsanitize=address", "-fno-omit-frame-pointer", "-O2"),
+        ("-fsanitize=address,undefined",),
+    ),
+    "race": Kind(("-fsanitize=thread", *RACES, "-Og"), (*RACES, "-O2"), ("-no-pie",)),
+}
 # The forward order with copies done at once, then the backward one with copies as late as allowed.
 SEEDS = (0, 1)
 SECONDS_PER_LAUNCH = 200
@@ -51,7 +72,7 @@ class Emulator(Machine):
         arch: 80 (mma.sync and cp.async) or 90 (warpgroups, too).
         seeds: the orders of threads and copies in which each launch runs; all must give the same bytes. 0 is forward
             and at once, 1 backward and as late as allowed, others are random.
-        kind: of `SANITIZERS`.
+        kind: "address" (AddressSanitizer and UBSan) or "race" (accesses that no barrier orders).
         folder: where the sources lie.
     """
 
@@ -89,7 +110,7 @@ class Emulator(Machine):
         )
         done = subprocess.run([program], input=request, capture_output=True, timeout=SECONDS_PER_LAUNCH)
         if done.returncode != 0:
-            raise EmulatorError(f"{build}: {kernel}\n{done.stderr.decode(errors='replace')}")
+            raise EmulatorError(f"{build}: {kernel}\n{_with_places(done.stderr.decode(errors='replace'), program)}")
         buffers.write_back(done.stdout)
 
     def tensor_map(self, tensor, box, swizzle_bytes):
@@ -122,6 +143,12 @@ class Emulator(Machine):
             *(swizzle_bytes, 0),
         )
         return TensorMap(opaque, tensor)
+
+
+def _with_places(report: str, program: Path) -> str:
+    """The report of a race with places in the source for addresses in the program."""
+    place = lambda match: _run(["addr2line", "-e", program, match[1]]).strip()  # noqa: E731
+    return re.sub(r"@(0x[0-9a-f]+)", place, report)
 
 
 # ---- a launch as bytes, see runner.cpp ----
@@ -185,7 +212,7 @@ def executable(build: Build, kind: str = "address", folder: Path = KERNELS) -> P
     """The program that runs the kernels of `build`, compiled unless it is there already."""
     source = _preprocessed(build, folder)
     objects = _runtime(kind)
-    key = _hash(source.encode(), _compiler_version().encode(), *FLAGS, kind, objects.name)
+    key = _hash(source.encode(), _compiler_version().encode(), *FLAGS, *KINDS[kind].kernels, objects.name)
     path = CACHE / f"{build.source}-{key}"
     with _locked(path):
         if not path.exists():
@@ -245,9 +272,9 @@ def _compile_kernels(source: str, kind: str, objects: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         text, kernel, program = (Path(scratch) / name for name in ("kernel.ii", "kernel.o", "program"))
         text.write_text(source)
-        _run([*COMPILER, *FLAGS, *SANITIZERS[kind], "-c", text, "-o", kernel])
+        _run([*COMPILER, *FLAGS, *KINDS[kind].kernels, "-c", text, "-o", kernel])
         _run(["objcopy", "--rename-section", ".bss=emulator_shared", kernel])
-        _run([*COMPILER, *SANITIZERS[kind], kernel, *sorted(objects.glob("*.o")), "-o", program])
+        _run([*COMPILER, *KINDS[kind].link, kernel, *sorted(objects.glob("*.o")), "-o", program])
         os.replace(program, path)
 
 
@@ -256,11 +283,11 @@ def _runtime(kind: str) -> Path:
     """The folder of the emulator's own object files."""
     sources = sorted(HERE.glob("*.cpp"))
     texts = [path.read_bytes() for path in [*sources, *sorted(HERE.glob("*.h"))]]
-    path = CACHE / f"runtime-{_hash(*texts, _compiler_version(), *FLAGS, *SANITIZERS[kind])}"
+    path = CACHE / f"runtime-{_hash(*texts, _compiler_version(), *FLAGS, *KINDS[kind].runtime)}"
     with _locked(path):
         if not path.exists():
             scratch = Path(tempfile.mkdtemp(dir=CACHE))
-            flags = [*COMPILER, *FLAGS, "-O2", *SANITIZERS[kind]]
+            flags = [*COMPILER, *FLAGS, *KINDS[kind].runtime]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(lambda source: _run([*flags, "-c", source, "-o", scratch / f"{source.stem}.o"]), sources))
             os.replace(scratch, path)

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "race.h"
+
 namespace emulator {
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
@@ -87,7 +89,11 @@ void load_matrices(uint32_t* matrices, const void* row, bool transpose, Site sit
   warp_collective(what, 0xFFFFFFFF, operand, true, site, [&](Lanes<Operand> lanes) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       uint16_t values[8][8];
-      for (int i = 0; i < 8; ++i) memcpy(values[i], lanes[8 * matrix + i]->row, sizeof(values[i]));
+      for (int i = 0; i < 8; ++i) {
+        int lane = 8 * matrix + i;
+        race_access(lanes[lane]->row, sizeof(values[i]), Access::kRead, site, thread_of_lane(lane));
+        memcpy(values[i], lanes[lane]->row, sizeof(values[i]));
+      }
       for (int lane = 0; lane < kLanes; ++lane) {
         int i = lane / 4, j = 2 * (lane % 4);
         uint32_t low = transpose ? values[j][i] : values[i][j];

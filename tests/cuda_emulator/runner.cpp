@@ -10,6 +10,7 @@
 
 #include "grid.h"
 #include "kernel_table.h"
+#include "race.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -62,8 +63,7 @@ uint3 read_size() {
 
 Buffer read_buffer() {
   size_t misalignment = read_count(), bytes = read_count();
-  void* memory = nullptr;
-  if (posix_memalign(&memory, kAlignment, misalignment + bytes)) die("out of memory");
+  void* memory = emulator::allocate_watched(misalignment + bytes, kAlignment);
 #if defined(__SANITIZE_ADDRESS__)
   __asan_poison_memory_region(memory, misalignment);
 #endif

@@ -56,10 +56,13 @@ void load_box(const TensorDescription& tensor, void* shared, const int* place) {
   });
 }
 
-void store_box(const TensorDescription& tensor, const void* shared, const int* place) {
+void store_box(const TensorDescription& tensor, const void* shared, const int* place,
+               const std::function<void(const void*, size_t)>& before_store) {
   char* source = static_cast<char*>(const_cast<void*>(shared));
-  for_each_piece(tensor, source, place, [](const char* source, char* target, size_t bytes) {
-    if (target) memcpy(target, source, bytes);
+  for_each_piece(tensor, source, place, [&](const char* source, char* target, size_t bytes) {
+    if (!target) return;
+    before_store(target, bytes);
+    memcpy(target, source, bytes);
   });
 }
 

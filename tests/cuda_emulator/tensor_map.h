@@ -1,6 +1,8 @@
 // The emulator's own contents of a TensorMap, as machine.py packs them, and the copies of boxes.
 #pragma once
 
+#include <functional>
+
 #include "grid.h"
 
 namespace emulator {
@@ -26,7 +28,9 @@ size_t box_bytes(const TensorDescription& tensor);
 void require_box(const char* what, const TensorDescription& tensor, const void* shared, int rank, Site site);
 
 // Between the tensor's box at `place` and shared memory; zeros come from outside the tensor, and nothing goes there.
+// store_box calls `before_store(target, bytes)` for what it stores.
 void load_box(const TensorDescription& tensor, void* shared, const int* place);
-void store_box(const TensorDescription& tensor, const void* shared, const int* place);
+void store_box(const TensorDescription& tensor, const void* shared, const int* place,
+               const std::function<void(const void*, size_t)>& before_store);
 
 }  // namespace emulator

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <utility>
 #include <vector>
 
+#include "race.h"
 #include "tensor_map.h"
 
 namespace emulator {
@@ -23,6 +25,8 @@ struct TransactionBarrier {
   int parity;
   const Thread* initialised_by;
   bool visible_to_copies;
+  // What is known to those who arrived in this phase, and, by parity, in the last phases.
+  Clock clock, ended[2];
 };
 
 static std::map<const uint64_t*, TransactionBarrier> transaction_barriers;
@@ -38,6 +42,7 @@ static TransactionBarrier& barrier_at(const char* what, const uint64_t* barrier,
 static void end_phase_if_all_came(TransactionBarrier& barrier) {
   if (barrier.pending_arrivals > 0 || barrier.pending_bytes != 0) return;
   barrier.pending_arrivals = barrier.count;
+  barrier.ended[barrier.parity] = std::exchange(barrier.clock, {});
   barrier.parity ^= 1;
   release(&barrier);
 }
@@ -45,8 +50,9 @@ static void end_phase_if_all_came(TransactionBarrier& barrier) {
 void barrier_init(uint64_t* barrier, int count, Site site) {
   require_shared("mbarrier_init", barrier, sizeof(*barrier), sizeof(*barrier), site);
   if (count < 1 || count >= 1 << 20) fail(site, "mbarrier_init: %d arrivals", count);
+  race_access(barrier, sizeof(*barrier), Access::kWrite, site);
   *barrier = kInitialised;
-  transaction_barriers[barrier] = {count, count, 0, 0, self, false};
+  transaction_barriers[barrier] = {count, count, 0, 0, self, false, {}, {}};
 }
 
 void barrier_init_fence() {
@@ -58,6 +64,8 @@ void barrier_arrive(uint64_t* address, int bytes, Site site) {
   TransactionBarrier& barrier = barrier_at("mbarrier_arrive", address, site);
   if (barrier.pending_arrivals == 0) fail(site, "mbarrier_arrive: more than %d arrivals in one phase", barrier.count);
   if (bytes < 0 || bytes >= 1 << 20) fail(site, "mbarrier_arrive: cannot expect %d bytes", bytes);
+  race_access(address, sizeof(*address), Access::kAtomic, site);
+  race_release(barrier.clock);
   --barrier.pending_arrivals;
   barrier.pending_bytes += bytes;
   end_phase_if_all_came(barrier);
@@ -66,8 +74,12 @@ void barrier_arrive(uint64_t* address, int bytes, Site site) {
 void barrier_wait(uint64_t* address, int parity, Site site) {
   TransactionBarrier& barrier = barrier_at("mbarrier_wait", address, site);
   if (parity != 0 && parity != 1) fail(site, "mbarrier_wait: parity %d", parity);
+  race_access(address, sizeof(*address), Access::kAtomic, site);
   while (barrier.parity == parity) wait("mbarrier_wait", site, &barrier);
+  race_acquire(barrier.ended[parity]);
 }
+
+void proxy_fence() { race_proxy_fence(); }
 
 // ---- tensor copies -------------------------------------------------------------------------------------------------
 
@@ -77,12 +89,16 @@ struct Load {
   uint64_t* barrier;
   int place[kMaxRank];
   Site site;
+  Actor copy;
 };
 
 struct Store {
   TensorDescription tensor;
   const void* shared;
   int place[kMaxRank];
+  Site site;
+  Actor copy;
+  bool done;
 };
 
 using StoreGroup = std::vector<Store>;
@@ -96,14 +112,16 @@ static std::vector<Load> loads;
 static std::map<const Thread*, Stores> stores;
 
 static void do_load(const Load& load) {
+  race_copy_access(load.copy, load.shared, box_bytes(load.tensor), Access::kWrite, load.site);
   load_box(load.tensor, load.shared, load.place);
   TransactionBarrier& barrier = barrier_at("tensor_load", load.barrier, load.site);
+  race_end_copy(load.copy, barrier.clock);
   barrier.pending_bytes -= int64_t(box_bytes(load.tensor));
   end_phase_if_all_came(barrier);
 }
 
 void start_tensor_load(void* shared, const void* map, uint64_t* barrier, const int* place, int rank, Site site) {
-  Load load = {*static_cast<const TensorDescription*>(map), shared, barrier, {}, site};
+  Load load = {*static_cast<const TensorDescription*>(map), shared, barrier, {}, site, race_start_copy()};
   std::copy(place, place + rank, load.place);
   require_box("tensor_load", load.tensor, shared, rank, site);
   if (!barrier_at("tensor_load", barrier, site).visible_to_copies)
@@ -123,14 +141,19 @@ bool do_a_copy() {
   return true;
 }
 
+static void do_store(const Store& store) {
+  race_copy_access(store.copy, store.shared, box_bytes(store.tensor), Access::kRead, store.site);
+  store_box(store.tensor, store.shared, store.place, [&](const void* target, size_t bytes) {
+    race_copy_access(store.copy, target, bytes, Access::kWrite, store.site);
+  });
+}
+
 void start_tensor_store(const void* map, const void* shared, const int* place, int rank, Site site) {
-  Store store = {*static_cast<const TensorDescription*>(map), shared, {}};
+  Store store = {*static_cast<const TensorDescription*>(map), shared, {}, site, race_start_copy(), do_it_now()};
   std::copy(place, place + rank, store.place);
   require_box("tensor_store", store.tensor, shared, rank, site);
-  if (do_it_now())
-    store_box(store.tensor, store.shared, store.place);
-  else
-    stores[self].open.push_back(store);
+  if (store.done) do_store(store);
+  stores[self].open.push_back(store);
 }
 
 void commit_tensor_stores() {
@@ -142,7 +165,12 @@ void commit_tensor_stores() {
 void wait_for_tensor_stores(int pending) {
   auto& committed = stores[self].committed;
   while (int(committed.size()) > pending) {
-    for (const Store& store : committed.front()) store_box(store.tensor, store.shared, store.place);
+    for (const Store& store : committed.front()) {
+      if (!store.done) do_store(store);
+      Clock clock;
+      race_end_copy(store.copy, clock);
+      race_acquire(clock);
+    }
     committed.pop_front();
   }
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "race.h"
 #include "swizzle.h"
 
 namespace emulator {
@@ -81,6 +82,7 @@ class SharedMatrix {
   const char* checked(int64_t offset) const {
     const char* piece = swizzled(start_ + offset, swizzle_);
     require_shared("wgmma", piece, 16, 16, site_);
+    race_proxy_read(piece, 16, site_);
     return piece;
   }
 
@@ -112,6 +114,7 @@ struct PendingProduct {
   int first_row;
   uint32_t a_registers[kLanes][4];
   uint32_t* d[kLanes];
+  bool done;
   // What d held before the first pending product that writes it.
   bool has_initial;
   uint32_t initial[kLanes][kMaxRegisters];
@@ -148,7 +151,10 @@ static void follow_log(const LogEntry& entry, Site site) {
     fail(site, "%s: the warps of this warpgroup do different things (%s)", entry.what, log[next - 1].what);
 }
 
-static void read_a(const PendingProduct& pending, int depth, float (*a)[32]) {
+// The operands of the product at hand: a [rows, k], b [k, columns].
+static float a[kRowsPerWarp][32], b[32][2 * kMaxRegisters];
+
+static void read_a(const PendingProduct& pending, int depth) {
   const WarpgroupProduct& product = pending.product;
   if (!product.a_registers) {
     SharedMatrix matrix(product.a, product.a_is_mn_major, pending.site);
@@ -164,13 +170,18 @@ static void read_a(const PendingProduct& pending, int depth, float (*a)[32]) {
             float_operand(product.product, pending.a_registers[lane][r], i);
 }
 
+static void read_operands(const PendingProduct& pending) {
+  const WarpgroupProduct& product = pending.product;
+  int depth = 8 * numbers_per_register(product.product), columns = 2 * product.registers;
+  read_a(pending, depth);
+  SharedMatrix matrix(product.b, product.b_is_mn_major, pending.site);
+  matrix.read(product.product, 0, columns, depth, [&](int row, int k, float x) { b[k][row] = x; });
+}
+
 static void do_product(const PendingProduct& pending) {
   const WarpgroupProduct& product = pending.product;
   int depth = 8 * numbers_per_register(product.product), columns = 2 * product.registers;
-  static float a[kRowsPerWarp][32], b[32][2 * kMaxRegisters];
-  read_a(pending, depth, a);
-  SharedMatrix matrix(product.b, product.b_is_mn_major, pending.site);
-  matrix.read(product.product, 0, columns, depth, [&](int row, int k, float x) { b[k][row] = x; });
+  read_operands(pending);
   for (int row = 0; row < kRowsPerWarp; ++row) {
     double sums[2 * kMaxRegisters] = {};
     for (int k = 0; k < depth; ++k)
@@ -194,7 +205,7 @@ static void do_product(const PendingProduct& pending) {
 }
 
 static bool is_under_way(const WarpProducts& mine, const uint32_t* d) {
-  auto writes_d = [=](const PendingProduct& pending) { return pending.d[0] == d; };
+  auto writes_d = [=](const PendingProduct& pending) { return pending.d[0] == d && !pending.done; };
   auto any = [=](const ProductGroup& group) { return std::any_of(group.begin(), group.end(), writes_d); };
   return any(mine.open) || std::any_of(mine.committed.begin(), mine.committed.end(), any);
 }
@@ -213,7 +224,7 @@ void start_product(const WarpgroupProduct& product, void* d, Site site) {
                      uint64_t(product.accumulate);
     follow_log({"wgmma", {product.a, product.b, flags, product.a_registers != nullptr}}, site);
     if (!mine.fenced) fail(site, "wgmma: no wgmma_fence since the last wait");
-    PendingProduct pending = {product, site, warp() % kWarpsPerGroup * kRowsPerWarp, {}, {}, false, {}};
+    PendingProduct pending = {product, site, warp() % kWarpsPerGroup * kRowsPerWarp, {}, {}, false, false, {}};
     for (int lane = 0; lane < kLanes; ++lane) {
       const WarpgroupProduct& of_lane = *lanes[lane]->product;
       if (of_lane.a != product.a || of_lane.b != product.b || of_lane.accumulate != product.accumulate)
@@ -224,8 +235,13 @@ void start_product(const WarpgroupProduct& product, void* d, Site site) {
     }
     // Behind one that writes the same registers, its turn comes after that.
     bool first = !is_under_way(mine, pending.d[0]);
-    if (first && do_it_now()) return do_product(pending);
-    if (first) {
+    pending.done = first && do_it_now();
+    // Until the wait others must leave the operands alone: they count as read at both ends.
+    if (pending.done)
+      do_product(pending);
+    else
+      read_operands(pending);
+    if (first && !pending.done) {
       pending.has_initial = true;
       for (int lane = 0; lane < kLanes; ++lane)
         for (int r = 0; r < product.registers; ++r)
@@ -258,7 +274,12 @@ void commit_products(Site site) {
 void wait_for_products(int pending, Site site) {
   of_the_warp("wgmma_wait", uint64_t(pending), site, [=](WarpProducts& mine) {
     while (int(mine.committed.size()) > pending) {
-      for (const PendingProduct& product : mine.committed.front()) do_product(product);
+      for (const PendingProduct& product : mine.committed.front()) {
+        if (product.done)
+          read_operands(product);
+        else
+          do_product(product);
+      }
       mine.committed.pop_front();
     }
     mine.fenced = false;
@@ -274,9 +295,11 @@ void end_block_products() {
     bool waited = mine.open.empty();
     for (const ProductGroup& group : mine.committed) waited = waited && group.empty();
     if (!waited) fail(here(), "warp %d ends while its wgmma are under way", index);
-    if (mine.next_in_log != logs[index / kWarpsPerGroup].size())
-      fail(here(), "warp %d did less than the other warps of its warpgroup", index);
   }
+  for (const auto& [group, log] : logs)
+    for (int index = group * kWarpsPerGroup; index < (group + 1) * kWarpsPerGroup; ++index)
+      if (warps[index].next_in_log != log.size())
+        fail(here(), "warp %d did less than the other warps of its warpgroup", index);
   warps.clear();
   logs.clear();
 }
