@@ -67,10 +67,8 @@ def matrix_instruction(launch):
 @cache
 def launches_on(arch, everything=False):
     """The launches of the common calls whose builds are to be compiled."""
-    if everything:
-        dtypes = DTYPES
-    else:
-        dtypes = (torch.float32, torch.bfloat16) if arch == 90 else (torch.bfloat16,)
+    quick = (torch.float32, torch.bfloat16) if arch == 90 else (torch.bfloat16,)
+    dtypes = DTYPES if everything else quick
     launches = [launch for op in ops_with_kernels() for launch in record(CALLS[op], arch, dtypes)]
     if everything:
         return launches
