@@ -49,7 +49,7 @@ KINDS = {
     ),
     "race": Kind(("-fsanitize=thread", *RACES, "-Og"), (*RACES, "-O2"), ("-no-pie",)),
 }
-# The forward order with copies done at once, then the backward one with copies as late as allowed.
+# Forward with copies done at once, then backward, each warp as far as it can, with copies as late as allowed.
 SEEDS = (0, 1)
 SECONDS_PER_LAUNCH = 200
 
@@ -71,9 +71,9 @@ class Emulator(Machine):
     Args:
         arch: 80 (mma.sync and cp.async) or 90 (warpgroups, too).
         seeds: the orders of threads and copies in which each launch runs; all must give the same bytes. 0 is forward
-            and at once, 1 backward and as late as allowed, others are random.
+            and at once, 1 backward, each warp as far as it can, and as late as allowed, others are random.
         kind: "address" (AddressSanitizer and UBSan) or "race" (accesses that no barrier orders).
-        folder: where the sources lie.
+        folder: where the sources lie; what they include comes from there, too, or from csrc/cuda.
     """
 
     def __init__(self, arch: int = 80, seeds: tuple[int, ...] = SEEDS, kind: str = "address", folder: Path = KERNELS):
@@ -260,7 +260,9 @@ def _preprocessed(build: Build, folder: Path) -> str:
             "#include <ptx.cuh>\n#include <warpgroup.cuh>\n#include <kernel_table.h>\n"
             f'namespace {{\n#include "{folder / build.source}.cu"\n}}\n'
         )
-        text = _run([*COMPILER, *FLAGS, "-E", f"-I{HERE}", f"-I{KERNELS}", *macros, wrapper]).replace(scratch, "")
+        text = _run([*COMPILER, *FLAGS, "-E", f"-I{HERE}", f"-I{folder}", f"-I{KERNELS}", *macros, wrapper]).replace(
+            scratch, ""
+        )
     kernels = re.findall(r'extern "C" +void +(?:\[\[emulator::launch_bounds\((.*?)\)\]\]\s*)?(\w+)\s*\(', text)
     if not kernels:
         raise EmulatorError(f"{build}: there is no kernel in it")
