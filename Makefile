@@ -54,8 +54,9 @@ gpu:  ## tests and benchmarks of everything on this machine's GPU, in nine minut
 	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -e .
 	$(PYTHON) -m bigkern gpu $(GPU_ARGS)
 
-report: install  ## rewrite the generated tables of README.md
+report: install  ## rewrite the generated tables: README.md, csrc/cuda/RESOURCES.md
 	$(RUN) -m bigkern report
+	$(RUN) -m bigkern compile --arch sm_80,sm_90a,sm_100a --report csrc/cuda/RESOURCES.md
 
 lint: install  ## ruff and clang-format, checking only
 	$(RUN) -m ruff check .

@@ -57,7 +57,7 @@ DEVICE void store_block_loss(RowLoss loss, RowLoss* block_losses) {
 }
 
 // One team per row; or `chunks` blocks per row, whose sums go to partials [rows, chunks].
-KERNEL __launch_bounds__(kThreads, 2)
+KERNEL __launch_bounds__(kThreads, 3)
     cross_entropy_rows_kernel(const SCALAR* input, const int64* index, const SCALAR* probabilities, const float* weight,
                               SCALAR* loss, float* lse, RowLoss* block_losses, RowSum* partials, int64 rows,
                               int64 inner_count, int64 classes, int64 outer_stride, int64 class_stride,
