@@ -13,6 +13,7 @@ from .attention_common import (
     tile_from,
     to_base_2,
 )
+from .attention_warpgroup import attention_forward_warpgroup, warpgroups_take
 from .machine import build, machine_of
 
 __all__ = ["attention_backward", "attention_forward"]
@@ -44,6 +45,9 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
         lse.fill_(float("-inf"))
         return
     machine = machine_of(query)
+    if warpgroups_take(machine, query, key, value, attn_mask, dropout_p, scale):
+        attention_forward_warpgroup(machine, query, key, value, is_causal, scale, output, lse)
+        return
     tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, machine.shared_memory)
     base = to_base_2(attn_mask, query.dtype)
     key_bytes, value_bytes = pitch(head_dim, query.dtype), pitch(value_dim, query.dtype)
