@@ -75,7 +75,7 @@ def test_wide_tile_of_multiply_adds(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("M", "N", "K"), [(3, 40, 2100), (20, 40, 1100)])
+@pytest.mark.parametrize(("M", "N", "K"), [(3, 40, 4200), (20, 37, 2100)])
 def test_deep_products_with_few_tiles_are_split(M, N, K, dtype):
     place = Emulated()
     place.machine.num_multiprocessors = 8
@@ -107,7 +107,7 @@ def test_warpgroups_at_the_borders_of_their_tiles(width, monkeypatch):
 def test_warpgroups_split_and_misaligned():
     place = Emulated(90)
     place.machine.num_multiprocessors = 6
-    input, weight, bias, _ = make_inputs(place, 70, 67, 1100, torch.float16)
+    input, weight, bias, _ = make_inputs(place, 70, 67, 2100, torch.float16)
     with place.use():
         operand = gemm.operand_of(gemm.aligned_copy(weight))
         output, z = torch.empty(70, 67).half(), torch.empty(70, 67).half()

@@ -76,8 +76,12 @@ def new_aligned(like: torch.Tensor, rows: int, cols: int, dtype: torch.dtype | N
 
 
 def is_worth_a_copy(M: int, N: int, K: int) -> bool:
-    """Whether aligning an operand beats reading it in single numbers: a pass over it against M or N re-reads."""
-    return min(M, N) >= 256 and K >= 64
+    """Whether aligning operands beats reading them in single numbers.
+
+    Each is read once per tile of the other side: from two tiles on a pass over it costs less, where the product is not
+    so small that the copy's launch decides.
+    """
+    return min(M, N) >= 128 and M * N * K >= 2**25
 
 
 def has_whole_pieces(*outputs) -> bool:
@@ -172,11 +176,10 @@ class Splits(NamedTuple):
 def splits_for(tile: Tile, M: int, N: int, K: int, machine: Machine) -> Splits:
     """Into how many parts to cut K where the result has fewer tiles than the chip has multiprocessors.
 
-    A part keeps 8 steps (4 of a thin tile, which are longer): less would spend more on filling the pipeline than it
-    gains.
+    A part keeps 16 steps, 8 of a thin tile, whose steps are longer: about as much time as the launch that adds up.
     """
     num_tiles = cdiv(M, tile.block_m) * cdiv(N, tile.block_n)
-    longest_useful = K // ((4 if tile.block_m <= THIN_M else 8) * tile.block_k)
+    longest_useful = K // ((8 if tile.block_m <= THIN_M else 16) * tile.block_k)
     count = max(min(machine.num_multiprocessors // num_tiles, longest_useful), 1)
     k_each = max(cdiv(cdiv(K, count), tile.block_k), 1) * tile.block_k
     return Splits(max(cdiv(K, k_each), 1), k_each)
@@ -188,9 +191,9 @@ def new_partials(output: torch.Tensor, splits: Splits, dtype: torch.dtype) -> to
     return output.new_empty(splits.count, M, cdiv(N, PIECE) * PIECE, dtype=dtype) if splits.count > 1 else None
 
 
-def num_piece_blocks(M: int, N: int, threads: int) -> int:
-    """Blocks of a kernel that finishes one piece a thread."""
-    return cdiv(M * cdiv(N, PIECE), threads)
+def sum_splits_blocks(M: int, N: int, threads: int, vectors: bool) -> int:
+    """Blocks of a kernel whose threads finish one piece each, or one column where there are no vectors."""
+    return cdiv(M * (cdiv(N, PIECE) if vectors else N), threads)
 
 
 # ---- Hopper's warpgroups (csrc/cuda/warpgroup_tile.cuh) ----

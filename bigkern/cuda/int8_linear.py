@@ -112,12 +112,13 @@ def launch_warpgroups(machine, rows, cols, finish):
 
 def launch_sum_splits(machine, partials, finish):
     M, N = finish.output.shape
+    flags = finish.flags()
     machine.launch(
         build("int8_linear_passes", SCALAR=finish.output.dtype),
         "sum_splits_kernel",
-        gemm.num_piece_blocks(M, N, PASS_THREADS),
+        gemm.sum_splits_blocks(M, N, PASS_THREADS, vectors=flags[-1]),
         PASS_THREADS,
-        (partials, *finish[:-1], partials.shape[0], M, N, *finish.flags()),
+        (partials, *finish[:-1], partials.shape[0], M, N, *flags),
     )
 
 

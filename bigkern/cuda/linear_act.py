@@ -108,10 +108,11 @@ def launch_warpgroups(machine, rows, cols, bias, activation, output, pre_activat
 
 def launch_sum_splits(machine, partials, bias, activation, output, pre_activation):
     M, N = output.shape
+    vectors = gemm.has_whole_pieces(output, pre_activation)
     machine.launch(
         build("linear_act_passes", SCALAR=output.dtype),
         "sum_splits_kernel",
-        gemm.num_piece_blocks(M, N, PASS_THREADS),
+        gemm.sum_splits_blocks(M, N, PASS_THREADS, vectors),
         PASS_THREADS,
         (
             partials,
@@ -123,7 +124,7 @@ def launch_sum_splits(machine, partials, bias, activation, output, pre_activatio
             N,
             0 if bias is None else bias.stride(0),
             ACTIVATIONS.index(activation),
-            gemm.has_whole_pieces(output, pre_activation),
+            vectors,
         ),
     )
 

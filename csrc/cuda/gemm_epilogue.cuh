@@ -72,16 +72,18 @@ struct Epilogue {
   int activation;
   bool vectors;  // rows of the outputs are whole pieces, 16-byte aligned
 
-  DEVICE void finish(float (&z)[kPiece], int64 row, int64 col) const {
+  // For a whole piece where there are vectors, else for one column.
+  template <int count>
+  DEVICE void finish(float (&z)[count], int64 row, int64 col) const {
     int64 left = N - col;
     if (bias) {
 #pragma unroll
-      for (int i = 0; i < kPiece; ++i)
+      for (int i = 0; i < count; ++i)
         if (i < left) z[i] += to_float(bias[(col + i) * bias_stride]);
     }
-    if (pre_activation) store_values(pre_activation + row * N + col, z, left, vectors);
+    if (pre_activation) store_values(pre_activation + row * N + col, z, left, count > 1);
     apply_activation(z, activation);
-    store_values(output + row * N + col, z, left, vectors);
+    store_values(output + row * N + col, z, left, count > 1);
   }
 };
 
@@ -90,20 +92,6 @@ DEVICE void load_sums(Sum (&values)[kPiece], const Sum* source) {
   Vector<Sum, 4> low = load_vector<4>(source), high = load_vector<4>(source + 4);
 #pragma unroll
   for (int i = 0; i < 4; ++i) values[i] = low.values[i], values[4 + i] = high.values[i];
-}
-
-// Calls piece(values, row, col) for each piece of a staged tile that lies inside [M, N].
-template <int block_m, int block_n, int threads, class Sum, class Function>
-DEVICE void for_each_piece(const Sum* staged, int64 first_row, int64 first_col, int64 M, int64 N, Function piece) {
-  constexpr int pieces = block_n / kPiece;
-#pragma unroll 1
-  for (int index = threadIdx.x; index < block_m * pieces; index += threads) {
-    int row = index / pieces, col = index % pieces * kPiece;
-    if (first_row + row >= M || first_col + col >= N) continue;
-    Sum values[kPiece];
-    load_sums(values, staged + row * (block_n + kStagePadding) + col);
-    piece(values, first_row + row, first_col + col);
-  }
 }
 
 // Keeps a piece of one split's sums for the kernel that adds them up: partials [splits, M, partial_pitch(N)].
@@ -115,18 +103,71 @@ DEVICE void store_partial(Sum* partials, int64 split, const Sum (&values)[kPiece
   store_vector(pointer + 4, Vector<Sum, 4>{{values[4], values[5], values[6], values[7]}});
 }
 
-// The sums of a piece over all splits, always in the same order.
-template <class Sum>
-DEVICE void load_partials(Sum (&values)[kPiece], const Sum* partials, int64 splits, int64 M, int64 N, int64 row,
-                          int64 col) {
-#pragma unroll
-  for (int i = 0; i < kPiece; ++i) values[i] = 0;
-  const Sum* pointer = partials + row * partial_pitch(N) + col;
-#pragma unroll 4
-  for (int64 split = 0; split < splits; ++split, pointer += M * partial_pitch(N)) {
-    Sum part[kPiece];
-    load_sums(part, pointer);
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) values[i] += part[i];
+// Finishes [rows, cols] of a tile staged in shared memory, by `threads` threads: address(row, col) is where a sum lies,
+// the next 7 side by side. Sums go to `partials` where it is not null. Rows of outputs that start anywhere take one
+// column a thread: neighbours then still write neighbouring numbers.
+template <int rows, int cols, int threads, class Sum, class Finish, class Address>
+DEVICE void finish_block(const Finish& epilogue, Sum* partials, int64 split, int64 first_row, int64 first_col,
+                         Address address) {
+  int thread = threadIdx.x % threads;
+  if (partials || epilogue.vectors) {
+#pragma unroll 1
+    for (int index = thread; index < rows * cols / kPiece; index += threads) {
+      int row = index / (cols / kPiece), col = index % (cols / kPiece) * kPiece;
+      if (first_row + row >= epilogue.M || first_col + col >= epilogue.N) continue;
+      Sum sums[kPiece];
+      load_sums(sums, address(row, col));
+      if (partials)
+        store_partial(partials, split, sums, epilogue.M, epilogue.N, first_row + row, first_col + col);
+      else
+        epilogue.finish(sums, first_row + row, first_col + col);
+    }
+  } else {
+#pragma unroll 1
+    for (int index = thread; index < rows * cols; index += threads) {
+      int row = index / cols, col = index % cols;
+      if (first_row + row >= epilogue.M || first_col + col >= epilogue.N) continue;
+      Sum sum[1] = {*address(row, col)};
+      epilogue.finish(sum, first_row + row, first_col + col);
+    }
   }
+}
+
+// The same for a tile staged as [rows, cols + kStagePadding].
+template <int rows, int cols, int threads, class Sum, class Finish>
+DEVICE void finish_tile(const Finish& epilogue, Sum* partials, int64 split, int64 first_row, int64 first_col,
+                        const Sum* staged) {
+  finish_block<rows, cols, threads>(epilogue, partials, split, first_row, first_col,
+                                    [&](int row, int col) { return staged + row * (cols + kStagePadding) + col; });
+}
+
+// One piece, or one column, of the result from its sums over all splits, always added in the same order.
+template <int count, class Sum, class Finish>
+DEVICE void finish_partials(const Finish& epilogue, const Sum* partials, int64 splits, int64 row, int64 col) {
+  Sum sums[count] = {};
+  const Sum* pointer = partials + row * partial_pitch(epilogue.N) + col;
+#pragma unroll 4
+  for (int64 split = 0; split < splits; ++split, pointer += epilogue.M * partial_pitch(epilogue.N)) {
+    Sum part[count];
+    if constexpr (count == 1)
+      part[0] = *pointer;
+    else
+      load_sums(part, pointer);
+#pragma unroll
+    for (int i = 0; i < count; ++i) sums[i] += part[i];
+  }
+  epilogue.finish(sums, row, col);
+}
+
+// A thread of a grid that covers the result: its piece, or its column where outputs have no vectors.
+template <class Sum, class Finish>
+DEVICE void sum_splits(const Finish& epilogue, const Sum* partials, int64 splits) {
+  int64 width = epilogue.vectors ? kPiece : 1, per_row = ceil_div(epilogue.N, width);
+  int64 index = int64(blockIdx.x) * blockDim.x + threadIdx.x;
+  int64 row = index / per_row, col = index % per_row * width;
+  if (row >= epilogue.M) return;
+  if (epilogue.vectors)
+    finish_partials<kPiece>(epilogue, partials, splits, row, col);
+  else
+    finish_partials<1>(epilogue, partials, splits, row, col);
 }

@@ -36,14 +36,10 @@ KERNEL __launch_bounds__(Tile::kThreads)
 
   const int* sums = Tile::multiply(shared, rows, cols, first_row, first_col, first_k, min_of(first_k + k_per_split, K));
 
-  Scales scales{input_scale, weight_scale, weight_scale_stride};
-  Epilogue<SCALAR> epilogue{bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0};
-  for_each_piece<BLOCK_M, BLOCK_N, Tile::kThreads>(sums, first_row, first_col, M, N,
-                                                   [&](int (&piece)[kPiece], int64 row, int64 col) {
-                                                     if (partials)
-                                                       return store_partial(partials, split, piece, M, N, row, col);
-                                                     float z[kPiece];
-                                                     scales.dequantize(z, piece, row, col, N);
-                                                     epilogue.finish(z, row, col);
-                                                   });
+  Int8Epilogue<SCALAR> epilogue{
+      input_scale,
+      weight_scale,
+      weight_scale_stride,
+      {bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0}};
+  finish_tile<BLOCK_M, BLOCK_N, Tile::kThreads>(epilogue, partials, split, first_row, first_col, sums);
 }

@@ -55,19 +55,15 @@ KERNEL __launch_bounds__(kThreads)
                          vectors, scratch);
 }
 
-// output = act(scaled sum of the splits + bias); a thread per piece of a row.
+// output = act(scaled sum of the splits + bias).
 KERNEL __launch_bounds__(kThreads)
     sum_splits_kernel(const int* partials, const float* input_scale, const float* weight_scale, const SCALAR* bias,
                       SCALAR* output, SCALAR* pre_activation, int64 splits, int64 M, int64 N, int64 weight_scale_stride,
                       int64 bias_stride, int64 activation, int64 output_vectors) {
-  int64 pieces = ceil_div(N, int64(kPiece));
-  int64 index = int64(blockIdx.x) * kThreads + threadIdx.x;
-  int64 row = index / pieces, col = index % pieces * kPiece;
-  if (row >= M) return;
-  int sums[kPiece];
-  load_partials(sums, partials, splits, M, N, row, col);
-  float z[kPiece];
-  Scales{input_scale, weight_scale, weight_scale_stride}.dequantize(z, sums, row, col, N);
-  Epilogue<SCALAR> epilogue{bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0};
-  epilogue.finish(z, row, col);
+  Int8Epilogue<SCALAR> epilogue{
+      input_scale,
+      weight_scale,
+      weight_scale_stride,
+      {bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0}};
+  sum_splits(epilogue, partials, splits);
 }

@@ -23,14 +23,11 @@ KERNEL __launch_bounds__(kTileThreads, 1)
                                  int64 activation, int64 output_vectors) {
   DYNAMIC_SHARED(shared);
   __shared__ Tile::Barriers barriers;
-  Scales scales{input_scale, weight_scale, weight_scale_stride};
-  Epilogue<SCALAR> epilogue{bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0};
+  Int8Epilogue<SCALAR> epilogue{
+      input_scale,
+      weight_scale,
+      weight_scale_stride,
+      {bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0}};
   WorkList work{M, N, K, k_per_split, splits, Tile::kBlockM, BLOCK_N};
-  Tile::run(shared, barriers, &qinput, &qweight, work,
-            [&](int (&sums)[kPiece], const WorkItem& item, int64 row, int64 col) {
-              if (partials) return store_partial(partials, item.split, sums, M, N, row, col);
-              float z[kPiece];
-              scales.dequantize(z, sums, row, col, N);
-              epilogue.finish(z, row, col);
-            });
+  Tile::run(shared, barriers, &qinput, &qweight, work, epilogue, partials);
 }

@@ -61,11 +61,5 @@ KERNEL __launch_bounds__(Tile::kThreads, Tile::kBlocksEach)
       Tile::multiply(shared, rows, cols, first_row, first_col, first_k, min_of(first_k + k_per_split, K));
 
   Epilogue<SCALAR> epilogue{bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0};
-  for_each_piece<BLOCK_M, BLOCK_N, Tile::kThreads>(sums, first_row, first_col, M, N,
-                                                   [&](float (&z)[kPiece], int64 row, int64 col) {
-                                                     if (partials)
-                                                       store_partial(partials, split, z, M, N, row, col);
-                                                     else
-                                                       epilogue.finish(z, row, col);
-                                                   });
+  finish_tile<BLOCK_M, BLOCK_N, Tile::kThreads>(epilogue, partials, split, first_row, first_col, sums);
 }

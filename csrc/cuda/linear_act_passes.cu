@@ -10,18 +10,12 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kRows = 128;                // that one block of activation_backward_kernel adds up
 constexpr int kColumns = kWarp * kPiece;  // that it covers
 
-// output = act(sum of the splits + bias); a thread per piece of a row.
+// output = act(sum of the splits + bias).
 KERNEL __launch_bounds__(kThreads)
     sum_splits_kernel(const float* partials, const SCALAR* bias, SCALAR* output, SCALAR* pre_activation, int64 splits,
                       int64 M, int64 N, int64 bias_stride, int64 activation, int64 output_vectors) {
-  int64 pieces = ceil_div(N, int64(kPiece));
-  int64 index = int64(blockIdx.x) * kThreads + threadIdx.x;
-  int64 row = index / pieces, col = index % pieces * kPiece;
-  if (row >= M) return;
-  float z[kPiece];
-  load_partials(z, partials, splits, M, N, row, col);
   Epilogue<SCALAR> epilogue{bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0};
-  epilogue.finish(z, row, col);
+  sum_splits(epilogue, partials, splits);
 }
 
 // grad_z = grad_output * act'(saved), and column_sums [blocks of rows, N] of it. Without an activation grad_z is

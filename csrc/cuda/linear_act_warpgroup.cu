@@ -29,10 +29,5 @@ KERNEL __launch_bounds__(kTileThreads, 1)
   __shared__ Tile::Barriers barriers;
   Epilogue<SCALAR> epilogue{bias, output, pre_activation, M, N, bias_stride, int(activation), output_vectors != 0};
   WorkList work{M, N, K, k_per_split, splits, Tile::kBlockM, BLOCK_N};
-  Tile::run(shared, barriers, &a, &b, work, [&](float (&z)[kPiece], const WorkItem& item, int64 row, int64 col) {
-    if (partials)
-      store_partial(partials, item.split, z, M, N, row, col);
-    else
-      epilogue.finish(z, row, col);
-  });
+  Tile::run(shared, barriers, &a, &b, work, epilogue, partials);
 }

@@ -169,17 +169,17 @@ struct WarpgroupTile {
     return staged + row * kRoundColumns + (piece ^ (row % 4)) * kPiece;
   }
 
-  // For a consumer: calls piece(values, row, col) for each piece of its rows that lies inside [M, N]. Rounds take turns
-  // between two buffers in `staged`: a thread that writes one has seen all others leave it, at the round between.
-  template <class Function>
-  static DEVICE void for_each_piece_of(const Sum (&sums)[kSums], Sum* staged, int consumer, const WorkItem& item,
-                                       const WorkList& work, Function piece) {
+  // For a consumer: finishes its 64 rows. Rounds take turns between two buffers in `staged`: a thread that writes one
+  // has seen all others leave it, at the round between.
+  template <class Finish>
+  static DEVICE void finish(const Sum (&sums)[kSums], Sum* staged, int consumer, const WorkItem& item,
+                            const Finish& epilogue, Sum* partials) {
     int thread = threadIdx.x % kWarpgroup, lane = thread % kWarp, row = thread / kWarp * 16 + lane / 4;
-    int rounds = int(min_of(ceil_div(work.N - item.first_col, int64(kRoundColumns)), int64(kRounds)));
+    int rounds = int(min_of(ceil_div(epilogue.N - item.first_col, int64(kRoundColumns)), int64(kRounds)));
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
       Sum* buffer = staged + round % 2 * kRoundSums;
-      // A branch per round: registers cannot be indexed, and the code of `piece` is to exist once.
+      // A branch per round: registers cannot be indexed, and the epilogue's code is to exist once.
 #pragma unroll
       for (int r = 0; r < kRounds; ++r) {
         if (r == round) {
@@ -193,24 +193,17 @@ struct WarpgroupTile {
         }
       }
       named_barrier_sync(1 + consumer, kWarpgroup);
-#pragma unroll 1
-      for (int index = thread; index < kRowsEach * kRoundPieces; index += kWarpgroup) {
-        int tile_row = index / kRoundPieces, tile_piece = index % kRoundPieces;
-        int64 to_row = item.first_row + consumer * kRowsEach + tile_row;
-        int64 to_col = item.first_col + round * kRoundColumns + tile_piece * kPiece;
-        if (to_row >= work.M || to_col >= work.N) continue;
-        Sum values[kPiece];
-        load_sums(values, staged_piece(buffer, tile_row, tile_piece));
-        piece(values, to_row, to_col);
-      }
+      finish_block<kRowsEach, kRoundColumns, kWarpgroup>(
+          epilogue, partials, item.split, item.first_row + consumer * kRowsEach, item.first_col + round * kRoundColumns,
+          [&](int at_row, int at_col) { return staged_piece(buffer, at_row, at_col / kPiece) + at_col % kPiece; });
     }
     named_barrier_sync(1 + consumer, kWarpgroup);  // the next item starts with the first buffer
   }
 
-  // The whole block: piece(values, item, row, col) finishes each piece of each item.
-  template <class Function>
+  // The whole block. `partials` is null where each item is a whole tile.
+  template <class Finish>
   static DEVICE void run(uint8* shared, Barriers& barriers, const TensorMap* a, const TensorMap* b,
-                         const WorkList& work, Function piece) {
+                         const WorkList& work, const Finish& epilogue, Sum* partials) {
     barriers.init();
     int consumer = threadIdx.x / kWarpgroup - 1;
     if (consumer < 0) {
@@ -226,8 +219,7 @@ struct WarpgroupTile {
       WorkItem item = work.item(index);
       Sum sums[kSums];
       multiply(sums, shared, barriers, place, consumer, item);
-      for_each_piece_of(sums, staged, consumer, item, work,
-                        [&](Sum(&values)[kPiece], int64 row, int64 col) { piece(values, item, row, col); });
+      finish(sums, staged, consumer, item, epilogue, partials);
     }
   }
 };
