@@ -49,8 +49,9 @@ test-asan: install  ## the CPU kernels' tests under AddressSanitizer and UBSan
 bench: install  ## every op against PyTorch eager and torch.compile, written to benchmarks/results/
 	$(RUN) -m bigkern bench --save
 
-report: install  ## rewrite the generated tables of README.md
+report: install  ## rewrite the generated tables: README.md, csrc/cuda/RESOURCES.md
 	$(RUN) -m bigkern report
+	$(RUN) -m bigkern compile --arch sm_80,sm_90a,sm_100a --report csrc/cuda/RESOURCES.md
 
 lint: install  ## ruff and clang-format, checking only
 	$(RUN) -m ruff check .

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import _C, __version__
 from .backends import BACKENDS, cpu
+from .cuda import cubins, libcuda, nvrtc
 
 # Processor features that one of our kernels uses or could use, as /proc/cpuinfo names them.
 NOTABLE_FEATURES = (
@@ -49,6 +50,18 @@ def gpu() -> dict | None:
     }
 
 
+def cuda() -> dict:
+    """What CUDA kernels are compiled and launched with here."""
+    no_driver, no_compiler = libcuda.unavailable(), nvrtc.unavailable()
+    return {
+        "driver": None if no_driver else libcuda.driver().version(),
+        "nvrtc": None if no_compiler else nvrtc.version(),
+        "missing": [reason for reason in (no_driver, no_compiler) if reason],
+        "cache": str(cubins.cache_folder()),
+        "prebuilt": cubins.prebuilt(),
+    }
+
+
 def _version_of(*distributions) -> str | None:
     for name in distributions:
         try:
@@ -69,6 +82,7 @@ def environment() -> dict:
         "instruction_sets": _C.supported_instruction_sets(),
         "instruction_set": cpu.module().__name__.rpartition(".")[2] if present else None,
         "gpu": gpu(),
+        "cuda": cuda(),
         "backends": {name: backend.unavailable() for name, backend in BACKENDS.items()},
         "versions": {
             "bigkern": __version__,
@@ -93,6 +107,11 @@ def _rows(record):
         "GPU",
         f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB" if device else "none",
     )
+    tools = record["cuda"]
+    yield "CUDA driver", f"for CUDA {tools['driver']}" if tools["driver"] else "not found"
+    yield "NVRTC", tools["nvrtc"] or "not found (pip install nvidia-cuda-nvrtc brings it)"
+    prebuilt = ", ".join(f"{count} for {arch}" for arch, count in tools["prebuilt"].items())
+    yield "CUDA kernels", f"prebuilt: {prebuilt or 'none'}; others are kept in {tools['cache']} (BIGKERN_CACHE_DIR)"
     yield "", ""
     for name, reason in record["backends"].items():
         yield f"backend {name}", f"[red]no[/red]: {escape(reason)}" if reason else "[green]yes[/green]"

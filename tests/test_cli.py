@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from bigkern import cli
+from bigkern.cuda import nvrtc
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_every_command_has_help_that_starts_as_its_summary_does(run, name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["verify", "--op", "nonsense"], ["verify", "--backend", "cuda"], ["bench", "--save", "--quick"], ["report", "missing.md"]],
+    [["nonsense"], ["verify", "--op", "nonsense"], ["verify", "--backend", "cuda"], ["bench", "--save", "--quick"], ["report", "missing.md"], ["compile", "--arch", "sm_17"], ["compile", "--arch", "sm_90a", "--op", "nonsense"]],
 )  # fmt: skip
 def test_a_wrong_command_line_exits_with_2(run, arguments):
     assert run(*arguments).exit_code == 2
@@ -55,6 +56,18 @@ def test_info_json_is_json_and_true_of_this_process(run):
     assert record["backends"]["torch"] is None
     assert record["instruction_set"] in record["instruction_sets"]
     assert (record["gpu"] is not None) == torch.cuda.is_available()
+
+
+def test_info_tells_what_cuda_kernels_are_compiled_with(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("BIGKERN_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("BIGKERN_CUBINS", raising=False)
+    (tmp_path / "prebuilt/sm_90a").mkdir(parents=True)
+    (tmp_path / "prebuilt/sm_90a/quantize-0.cubin").write_bytes(b"")
+    record = json.loads(run("info", "--json").stdout)["cuda"]
+    assert (record["cache"], record["prebuilt"]) == (str(tmp_path), {"sm_90a": 1})
+    assert record["nvrtc"] == nvrtc.version()
+    assert len(record["missing"]) == (record["driver"] is None)
+    assert "1 for sm_90a" in run("info").stdout
 
 
 def test_info_says_why_a_backend_is_missing(run):

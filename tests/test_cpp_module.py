@@ -199,6 +199,9 @@ def test_install_without_a_compiler_succeeds_and_says_so(tmp_path):
     )
     assert "the C++ module was not built when bigkern was installed" in result.stderr
     assert json.loads(next(folder.rglob("bigkern/_C/build.json")).read_text())["error"]
+    # The CUDA sources, which are compiled where they run, are installed with it.
+    installed = {path.name for path in folder.rglob("bigkern/cuda/sources/*.cu*")}
+    assert installed == {path.name for path in (ROOT / "csrc/cuda").glob("*.cu*")}
 
 
 def test_missing_module_is_reported_as_a_reason(monkeypatch):

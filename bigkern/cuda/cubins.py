@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from . import nvrtc, source_files
@@ -40,8 +41,10 @@ def file_name(build: Build) -> str:
     return f"{build.source}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.cubin"
 
 
-def count_prebuilt(arch: str) -> int:
-    return len({path.name for folder in prebuilt_folders() for path in (folder / arch).glob("*.cubin")})
+def prebuilt() -> dict[str, int]:
+    """{arch: number of prebuilt cubins}"""
+    found = {(path.parent.name, path.name) for folder in prebuilt_folders() for path in folder.glob("*/*.cubin")}
+    return dict(sorted(Counter(arch for arch, _ in found).items()))
 
 
 def find(build: Build, arch: str) -> Path | None:

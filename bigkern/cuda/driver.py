@@ -206,10 +206,8 @@ def unavailable() -> str | None:
     """Why no CUDA kernel can run in this process, or None."""
     if torch.version.hip or not torch.cuda.is_available():
         return "no CUDA device"
-    try:
-        libcuda.driver()
-    except OSError as error:
-        return f"the NVIDIA driver cannot be loaded: {error}"
+    if reason := libcuda.unavailable():
+        return reason
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         if reason := architecture_unavailable(10 * major + minor):
@@ -221,7 +219,7 @@ def architecture_unavailable(arch: int) -> str | None:
     """Why there are no kernels for an architecture, or None."""
     if arch < OLDEST:
         return f"the CUDA kernels need compute capability 8.0, this device has {arch // 10}.{arch % 10}"
-    if cubins.count_prebuilt(arch_name(arch)):
+    if arch_name(arch) in cubins.prebuilt():
         return None
     if reason := nvrtc.unavailable():
         return f"no prebuilt cubins for {arch_name(arch)}, and nothing to compile them with: {reason}"

@@ -88,5 +88,15 @@ def driver() -> Driver:
     """
     Raises:
         OSError: no driver is installed.
+        DriverError: it does not start.
     """
     return Driver()
+
+
+@cache
+def unavailable() -> str | None:
+    try:
+        driver()
+    except (OSError, DriverError) as error:
+        return f"the NVIDIA driver cannot be used: {error}"
+    return None

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import dispatch
 from ..registration import KERNELS
-from . import cubins, nvrtc
+from . import cubins, nvrtc, resources
 from .common_calls import CALLS
 from .machine import Launch, Recorder, arch_name, use_machine
 
@@ -98,6 +98,8 @@ def command(arch, output, ops, report):
         numbers = parse_architectures(arch)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if report and (unknown := sorted(set(numbers) - set(resources.LIMITS))):
+        raise click.UsageError(f"--report knows nothing of {', '.join(map(arch_name, unknown))}")
     available = ops_with_kernels()
     if unknown := sorted(set(ops) - set(available)):
         raise click.UsageError(f"no CUDA kernels of {', '.join(unknown)}; there are those of {', '.join(available)}")
@@ -123,9 +125,7 @@ def command(arch, output, ops, report):
     for failure in failures:
         click.echo(str(failure), err=True)
     if report:
-        from .resources import markdown_table
-
-        report.write_text(markdown_table(launches, compiled))
+        report.write_text(resources.markdown_table(launches, compiled))
         click.echo(f"wrote {report}")
     else:
         folder = output or cubins.prebuilt_folders()[-1]

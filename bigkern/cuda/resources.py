@@ -4,26 +4,29 @@ from . import nvrtc
 from .machine import arch_name
 from .sass import KernelCode, read_cubin
 
-# Of one multiprocessor (CUDA programming guide, table of compute capabilities).
-REGISTERS, MOST_WARPS, MOST_BLOCKS = 65536, 64, 32
-SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+# Of one multiprocessor (CUDA programming guide, table of compute capabilities): 32-bit registers, and for each
+# architecture (warps, blocks, bytes of shared memory).
+REGISTERS = 65536
+LIMITS = {
+    **{80: (64, 32, 164 * 1024), 86: (48, 16, 100 * 1024), 89: (48, 24, 100 * 1024)},
+    **{90: (64, 32, 228 * 1024), 100: (64, 32, 228 * 1024), 120: (48, 24, 100 * 1024)},
+}
 # What the system keeps of each block's shared memory.
 RESERVED_BYTES = 1024
 
 
 def blocks_per_multiprocessor(arch: int, code: KernelCode, block: int, shared_bytes: int) -> int:
     """How many blocks of `block` threads run on one multiprocessor at a time (0: not even one fits)."""
+    most_warps, most_blocks, most_shared = LIMITS[arch]
     warps = -(-block // 32)
     registers_per_warp = -(-code.registers * 32 // 256) * 256
     shared = -(-(shared_bytes + code.shared_bytes + RESERVED_BYTES) // 128) * 128
-    return min(
-        MOST_BLOCKS, MOST_WARPS // warps, REGISTERS // (registers_per_warp * warps), SHARED_BYTES[arch] // shared
-    )
+    return min(most_blocks, most_warps // warps, REGISTERS // (registers_per_warp * warps), most_shared // shared)
 
 
 def occupancy(arch: int, code: KernelCode, block: int, shared_bytes: int) -> float:
     """The share of a multiprocessor's warps that are resident."""
-    return blocks_per_multiprocessor(arch, code, block, shared_bytes) * -(-block // 32) / MOST_WARPS
+    return blocks_per_multiprocessor(arch, code, block, shared_bytes) * -(-block // 32) / LIMITS[arch][0]
 
 
 def markdown_table(launches, cubins) -> str:

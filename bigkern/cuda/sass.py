@@ -81,7 +81,7 @@ def read_cubin(cubin: bytes) -> dict[str, KernelCode]:
         file.flush()
         usage = _output_of(cuobjdump, "-res-usage", file.name)
         text = _output_of(nvdisasm, "-c", file.name)
-    # From Hopper on, cuobjdump counts the 1 KB of each block that the system keeps for itself.
+    # From Hopper on, cuobjdump adds the 1 KB that the system keeps to what kernels with shared memory declare.
     arch = int(re.search(r"\.target\s+sm_(\d+)", text).group(1))
     reserved = 1024 if arch >= 90 else 0
     codes = {}
@@ -91,7 +91,7 @@ def read_cubin(cubin: bytes) -> dict[str, KernelCode]:
             rf"Function {re.escape(name)}:\s+REG:(\d+).*?SHARED:(\d+)", usage, re.DOTALL
         ).groups()
         opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", section, re.MULTILINE)
-        codes[name] = KernelCode(int(registers), int(shared_bytes) - reserved, tuple(opcodes))
+        codes[name] = KernelCode(int(registers), max(int(shared_bytes) - reserved, 0), tuple(opcodes))
     return codes
 
 

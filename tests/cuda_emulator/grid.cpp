@@ -57,7 +57,8 @@ static uint32_t random_bits() {
   return uint32_t(random_state >> 33);
 }
 
-// By seed: 0 forward and at once, 1 backward and as late as allowed, from 2 on at random.
+// By seed: 0 forward, a step of each warp at a time, with copies done at once; 1 backward, each warp as far as it can,
+// with copies as late as allowed; from 2 on at random.
 static void put_in_order(std::vector<int>& order, int count) {
   order.resize(count);
   for (int i = 0; i < count; ++i) order[i] = i;
@@ -385,19 +386,34 @@ static void start_block(unsigned block) {
   }
 }
 
+static bool run_lanes(int warp) {
+  static std::vector<int> lanes;
+  bool progress = false;
+  put_in_order(lanes, kLanes);
+  for (int lane : lanes) {
+    int rank = warp * kLanes + lane;
+    if (rank >= num_threads || threads[rank]->exited || threads[rank]->waits_for) continue;
+    progress = true;
+    self = threads[rank];
+    threadIdx = self->index;
+    switch_fiber(scheduler, self->fiber);
+    self = nullptr;
+  }
+  return progress;
+}
+
 static void run_block() {
-  std::vector<int> order;
+  std::vector<int> warps;
   while (alive()) {
     bool progress = false;
-    put_in_order(order, num_threads);
-    for (int i : order) {
-      Thread& thread = *threads[i];
-      if (thread.exited || thread.waits_for) continue;
-      progress = true;
-      self = &thread;
-      threadIdx = thread.index;
-      switch_fiber(scheduler, thread.fiber);
-      self = nullptr;
+    put_in_order(warps, (num_threads + kLanes - 1) / kLanes);
+    for (int warp : warps) {
+      // A warp that runs as far as it can shows where others rely on being as fast.
+      bool far = current->seed == 1 || (current->seed >= 2 && random_bits() % 2);
+      while (run_lanes(warp)) {
+        progress = true;
+        if (!far) break;
+      }
     }
     // Copies that may be late are: until nothing else can be done, or by chance.
     bool by_chance = current->seed >= 2 && random_bits() % 2;

@@ -25,7 +25,7 @@ KERNELS = ROOT / "csrc/cuda"
 CACHE = ROOT / "build/cuda_emulator"
 
 COMPILER = os.environ.get("CXX", "g++").split()
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-ffp-contract=off"]
+FLAGS = ["-std=c++17", "-g1", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-ffp-contract=off"]
 FLAGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-fmax-errors=5"]
 
 
@@ -37,18 +37,19 @@ class Kind(NamedTuple):
     link: tuple[str, ...]
 
 
+# Kernels are compiled with -Og: that takes a third of the time of -O1, and their own code is not what launches wait for.
 # -fsanitize=alignment (in undefined) is what finds 16-byte accesses at other addresses. "race" takes only the calls that
 # -fsanitize=thread inserts: race.cpp has the functions, and addresses must fit 32 bits.
 RACES = ("-DEMULATOR_RACES", "-fno-pie")
 KINDS = {
     "address": Kind(
-        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-Og"),
         ("-fsanitize=address", "-fno-omit-frame-pointer", "-O2"),
         ("-fsanitize=address,undefined",),
     ),
-    "race": Kind(("-fsanitize=thread", *RACES), (*RACES, "-O2"), ("-no-pie",)),
+    "race": Kind(("-fsanitize=thread", *RACES, "-Og"), (*RACES, "-O2"), ("-no-pie",)),
 }
-# The forward order with copies done at once, then the backward one with copies as late as allowed.
+# Forward with copies done at once, then backward, each warp as far as it can, with copies as late as allowed.
 SEEDS = (0, 1)
 SECONDS_PER_LAUNCH = 200
 
@@ -70,9 +71,9 @@ class Emulator(Machine):
     Args:
         arch: 80 (mma.sync and cp.async) or 90 (warpgroups, too).
         seeds: the orders of threads and copies in which each launch runs; all must give the same bytes. 0 is forward
-            and at once, 1 backward and as late as allowed, others are random.
+            and at once, 1 backward, each warp as far as it can, and as late as allowed, others are random.
         kind: "address" (AddressSanitizer and UBSan) or "race" (accesses that no barrier orders).
-        folder: where the sources lie.
+        folder: where the sources lie; what they include comes from there, too, or from csrc/cuda.
     """
 
     def __init__(self, arch: int = 80, seeds: tuple[int, ...] = SEEDS, kind: str = "address", folder: Path = KERNELS):
@@ -259,7 +260,9 @@ def _preprocessed(build: Build, folder: Path) -> str:
             "#include <ptx.cuh>\n#include <warpgroup.cuh>\n#include <kernel_table.h>\n"
             f'namespace {{\n#include "{folder / build.source}.cu"\n}}\n'
         )
-        text = _run([*COMPILER, *FLAGS, "-E", f"-I{HERE}", f"-I{KERNELS}", *macros, wrapper]).replace(scratch, "")
+        text = _run([*COMPILER, *FLAGS, "-E", f"-I{HERE}", f"-I{folder}", f"-I{KERNELS}", *macros, wrapper]).replace(
+            scratch, ""
+        )
     kernels = re.findall(r'extern "C" +void +(?:\[\[emulator::launch_bounds\((.*?)\)\]\]\s*)?(\w+)\s*\(', text)
     if not kernels:
         raise EmulatorError(f"{build}: there is no kernel in it")

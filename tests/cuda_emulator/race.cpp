@@ -315,8 +315,8 @@ static void require_fenced(const Actor& actor, const void* address, size_t bytes
 
 void race_proxy_read(const void* address, size_t bytes, Site site) {
   const Actor& thread = threads[self->rank];
-  require_fenced(thread, address, bytes, site);
   note(thread, address, bytes, Access::kRead, where_of(site));
+  require_fenced(thread, address, bytes, site);
 }
 
 void note_atomic(const void* address, size_t bytes, Site site) {
@@ -343,8 +343,8 @@ Actor race_start_copy() {
 }
 
 void race_copy_access(const Actor& copy, const void* address, size_t bytes, Access access, Site site) {
-  if (access == Access::kRead) require_fenced(copy, address, bytes, site);
   note(copy, address, bytes, access, where_of(site));
+  if (access == Access::kRead) require_fenced(copy, address, bytes, site);
 }
 
 void race_end_copy(const Actor& copy, Clock& clock) {

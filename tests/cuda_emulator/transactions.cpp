@@ -79,6 +79,8 @@ void barrier_wait(uint64_t* address, int parity, Site site) {
   race_acquire(barrier.ended[parity]);
 }
 
+void proxy_fence() { race_proxy_fence(); }
+
 // ---- tensor copies -------------------------------------------------------------------------------------------------
 
 struct Load {

@@ -12,6 +12,9 @@ void barrier_init_fence();
 void barrier_arrive(uint64_t* barrier, int bytes, Site site);
 void barrier_wait(uint64_t* barrier, int parity, Site site);
 
+// What this thread stored may be read by copies and products. Only the detection of races looks at it.
+void proxy_fence();
+
 void start_tensor_load(void* shared, const void* map, uint64_t* barrier, const int* place, int rank, Site site);
 void start_tensor_store(const void* map, const void* shared, const int* place, int rank, Site site);
 void commit_tensor_stores();

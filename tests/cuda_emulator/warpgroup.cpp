@@ -295,9 +295,11 @@ void end_block_products() {
     bool waited = mine.open.empty();
     for (const ProductGroup& group : mine.committed) waited = waited && group.empty();
     if (!waited) fail(here(), "warp %d ends while its wgmma are under way", index);
-    if (mine.next_in_log != logs[index / kWarpsPerGroup].size())
-      fail(here(), "warp %d did less than the other warps of its warpgroup", index);
   }
+  for (const auto& [group, log] : logs)
+    for (int index = group * kWarpsPerGroup; index < (group + 1) * kWarpsPerGroup; ++index)
+      if (warps[index].next_in_log != log.size())
+        fail(here(), "warp %d did less than the other warps of its warpgroup", index);
   warps.clear();
   logs.clear();
 }

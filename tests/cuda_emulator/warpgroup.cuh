@@ -30,7 +30,7 @@ DEVICE void mbarrier_wait(mbarrier* barrier, int parity, emulator::Site site = e
   emulator::barrier_wait(emulated(barrier), parity, site);
 }
 
-DEVICE void async_proxy_fence() {}
+DEVICE void async_proxy_fence() { emulator::proxy_fence(); }
 
 // ---- tensor copies -------------------------------------------------------------------------------------------------
 
