@@ -12,6 +12,7 @@ from .attention_common import (
     tile_from,
     to_base_2,
 )
+from .attention_warpgroup import attention_backward_warpgroup, backward_warpgroups_take
 from .machine import build, machine_of
 
 # The row statistics are padded to whole tiles, so that loading them takes no check.
@@ -71,27 +72,12 @@ def attention_backward(
 
     machine = machine_of(query)
     dtype = query.dtype
-    keys_tile, queries_tile = (
-        tile_from(table, head_dim, value_dim, dtype, machine.shared_memory) for table in (KEY_VALUE_TILES, QUERY_TILES)
-    )
-    built = build(
-        "attention_backward",
-        SCALAR=dtype,
-        HEAD_DIM=padded_dim(head_dim),
-        VALUE_DIM=padded_dim(value_dim),
-        KEY_WARPS=keys_tile.warps,
-        KEY_ROW_TILES=keys_tile.row_tiles,
-        BLOCK_Q=keys_tile.columns,
-        QUERY_WARPS=queries_tile.warps,
-        QUERY_ROW_TILES=queries_tile.row_tiles,
-        BLOCK_K=queries_tile.columns,
-        STAGES=keys_tile.stages,
-    )
     base = to_base_2(attn_mask, dtype)
     padded_len_q = -(-len_q // ROW_PADDING) * ROW_PADDING
-    shift, delta = lse.new_empty((2, batch, heads, padded_len_q))
+    statistics = lse.new_empty((2, batch, heads, padded_len_q))
+    shift, delta = statistics
     machine.launch(
-        built,
+        build("attention_delta", SCALAR=dtype),
         "attention_backward_delta_kernel",
         batch * heads * padded_len_q // ROWS_PER_DELTA_BLOCK,
         128,
@@ -111,6 +97,27 @@ def attention_backward(
             value_dim,
             score_scale(1.0, base),
         ),
+    )
+    if backward_warpgroups_take(machine, grad_output, query, key, value, attn_mask, dropout_p, scale):
+        grads = (grad_query, grad_key, grad_value)
+        attention_backward_warpgroup(machine, grad_output, query, key, value, statistics, is_causal, scale, *grads)
+        return
+
+    keys_tile, queries_tile = (
+        tile_from(table, head_dim, value_dim, dtype, machine.shared_memory) for table in (KEY_VALUE_TILES, QUERY_TILES)
+    )
+    built = build(
+        "attention_backward",
+        SCALAR=dtype,
+        HEAD_DIM=padded_dim(head_dim),
+        VALUE_DIM=padded_dim(value_dim),
+        KEY_WARPS=keys_tile.warps,
+        KEY_ROW_TILES=keys_tile.row_tiles,
+        BLOCK_Q=keys_tile.columns,
+        QUERY_WARPS=queries_tile.warps,
+        QUERY_ROW_TILES=queries_tile.row_tiles,
+        BLOCK_K=queries_tile.columns,
+        STAGES=keys_tile.stages,
     )
     problem = (
         query,

@@ -19,15 +19,9 @@
 #define STAGES 2
 #endif
 
-#include <attention_common.cuh>
-#include <warpgroup.cuh>
+#include <attention_warpgroup_common.cuh>
 
-constexpr int kWarpgroup = 128;
-constexpr int kGroupQ = 64;
-constexpr int kBlockQ = kGroupQ * CONSUMERS;
-// Tiles lie as blocks of 64 columns, each as rows of 128 bytes with 128-byte swizzle.
-constexpr int kRowBytes = 128;
-constexpr int kEightRows = 8 * kRowBytes;
+constexpr int kBlockQ = kGroupRows * CONSUMERS;
 constexpr int kHeadBlocks = HEAD_DIM / 64, kValueBlocks = VALUE_DIM / 64;
 constexpr int kQueryBytes = (kHeadBlocks > kValueBlocks ? kHeadBlocks : kValueBlocks) * kBlockQ * kRowBytes;
 constexpr int kKeyBytes = kHeadBlocks * BLOCK_K * kRowBytes, kValueBytes = kValueBlocks * BLOCK_K * kRowBytes;
@@ -36,37 +30,6 @@ constexpr int kKeyBytes = kHeadBlocks * BLOCK_K * kRowBytes, kValueBytes = kValu
 struct Barriers {
   mbarrier query_full, key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
 };
-
-// Where a walk over the stages stands, and the parity of the phase it waits for.
-struct Ring {
-  int stage = 0, parity = 0;
-
-  DEVICE void advance() {
-    if (++stage == STAGES) stage = 0, parity ^= 1;
-  }
-};
-
-DEVICE uint64 further(uint64 descriptor, int bytes) { return descriptor + (bytes >> 4); }
-
-// scores [64, BLOCK_K] = query @ key^T, started.
-DEVICE void start_scores(float (&scores)[BLOCK_K / 2], uint64 query, uint64 key) {
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < HEAD_DIM / 16; ++k) {
-    const int within = k % 4 * 32;
-    wgmma<SCALAR, false, false>(scores, further(query, k / 4 * kBlockQ * kRowBytes + within),
-                                further(key, k / 4 * BLOCK_K * kRowBytes + within), k != 0);
-  }
-  wgmma_commit();
-}
-
-// sums [64, VALUE_DIM] += probs @ value, started.
-DEVICE void start_sums(float (&sums)[VALUE_DIM / 2], const uint32 (&probs)[BLOCK_K / 16][4], uint64 value) {
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < BLOCK_K / 16; ++k) wgmma<SCALAR, true>(sums, probs[k], further(value, k * 2 * kEightRows), 1);
-  wgmma_commit();
-}
 
 // The running softmax of a thread's two rows: those of lane / 4 and 8 more in its warp's 16.
 struct Softmax {
@@ -99,23 +62,6 @@ struct Softmax {
   }
 };
 
-DEVICE void pack_probs(uint32 (&probs)[BLOCK_K / 16][4], const float (&scores)[BLOCK_K / 2]) {
-#pragma unroll
-  for (int k = 0; k < BLOCK_K / 16; ++k)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) probs[k][i] = pack<SCALAR>(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
-}
-
-// Hides keys from `first_query` + lane / 4 and 8 more.
-DEVICE void hide(float (&scores)[BLOCK_K / 2], int first_query, int start_k, int len_k, bool is_causal) {
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int j = 0; j < BLOCK_K / 2; ++j) {
-    const int query = first_query + lane / 4 + j / 2 % 2 * 8, key = start_k + j / 4 * 8 + lane % 4 * 2 + j % 2;
-    if (key >= len_k || (is_causal && key > query)) scores[j] = -kInfinity;
-  }
-}
-
 struct Problem {
   int64 head, kv_head, batch_index;
   int start_q, num_tiles, len_q, len_k;
@@ -126,31 +72,25 @@ struct Problem {
 DEVICE void produce(const Problem& problem, const TensorMap* query_map, const TensorMap* key_map,
                     const TensorMap* value_map, uint8* query_tile, uint8* key_tiles, uint8* value_tiles,
                     Barriers* barriers) {
-  const int batch = int(problem.batch_index), kv_head = int(problem.kv_head);
-  Ring keys, values;
+  Ring<STAGES> keys, values;
   const auto load_keys = [&](int tile) {
     mbarrier_wait(&barriers->key_empty[keys.stage], keys.parity ^ 1);
     mbarrier_arrive_expect(&barriers->key_full[keys.stage], kKeyBytes);
-#pragma unroll
-    for (int block = 0; block < kHeadBlocks; ++block)
-      tensor_load_4d(key_tiles + keys.stage * kKeyBytes + block * BLOCK_K * kRowBytes, key_map,
-                     &barriers->key_full[keys.stage], 64 * block, tile * BLOCK_K, kv_head, batch);
+    start_load<BLOCK_K, kHeadBlocks>(key_tiles + keys.stage * kKeyBytes, key_map, &barriers->key_full[keys.stage],
+                                     tile * BLOCK_K, problem.kv_head, problem.batch_index);
     keys.advance();
   };
   mbarrier_arrive_expect(&barriers->query_full, kHeadBlocks * kBlockQ * kRowBytes);
-#pragma unroll
-  for (int block = 0; block < kHeadBlocks; ++block)
-    tensor_load_4d(query_tile + block * kBlockQ * kRowBytes, query_map, &barriers->query_full, 64 * block,
-                   problem.start_q, int(problem.head), batch);
+  start_load<kBlockQ, kHeadBlocks>(query_tile, query_map, &barriers->query_full, problem.start_q, problem.head,
+                                   problem.batch_index);
   load_keys(problem.num_tiles - 1);
   for (int tile = problem.num_tiles - 1; tile >= 0; --tile) {
     if (tile > 0) load_keys(tile - 1);
     mbarrier_wait(&barriers->value_empty[values.stage], values.parity ^ 1);
     mbarrier_arrive_expect(&barriers->value_full[values.stage], kValueBytes);
-#pragma unroll
-    for (int block = 0; block < kValueBlocks; ++block)
-      tensor_load_4d(value_tiles + values.stage * kValueBytes + block * BLOCK_K * kRowBytes, value_map,
-                     &barriers->value_full[values.stage], 64 * block, tile * BLOCK_K, kv_head, batch);
+    start_load<BLOCK_K, kValueBlocks>(value_tiles + values.stage * kValueBytes, value_map,
+                                      &barriers->value_full[values.stage], tile * BLOCK_K, problem.kv_head,
+                                      problem.batch_index);
     values.advance();
   }
 }
@@ -163,40 +103,40 @@ DEVICE void give_turn(int group) { named_barrier_arrive(1 + group, 2 * kWarpgrou
 DEVICE void consume(const Problem& problem, int group, float scale, const uint8* query_tile, const uint8* key_tiles,
                     const uint8* value_tiles, Barriers* barriers, Softmax& softmax, float (&sums)[VALUE_DIM / 2]) {
   const int lane = threadIdx.x % kWarp;
-  const int group_q = problem.start_q + group * kGroupQ, warp_q = group_q + threadIdx.x / kWarp % 4 * 16;
+  const int group_q = problem.start_q + group * kGroupRows, warp_q = group_q + threadIdx.x / kWarp % 4 * 16;
   // the keys that all queries of the group see
   const int full_end = problem.is_causal ? min_of(problem.len_k, group_q + 1) : problem.len_k;
-  const uint64 query = wgmma_descriptor(query_tile + group * kGroupQ * kRowBytes, 0, kEightRows);
+  const uint64 query = wgmma_descriptor(query_tile + group * kGroupRows * kRowBytes, 0, kEightRows);
   const uint64 key = wgmma_descriptor(key_tiles, 0, kEightRows);
   const uint64 value = wgmma_descriptor(value_tiles, BLOCK_K * kRowBytes, kEightRows);
   float scores[BLOCK_K / 2];
   uint32 probs[BLOCK_K / 16][4];
-  Ring keys, values;
+  Ring<STAGES> keys, values;
   const auto release = [&](mbarrier* empty) {
     if (lane == 0) mbarrier_arrive(empty);
   };
   const auto mask = [&](int tile) {
-    if ((tile + 1) * BLOCK_K > full_end) hide(scores, warp_q, tile * BLOCK_K, problem.len_k, problem.is_causal);
+    if ((tile + 1) * BLOCK_K > full_end) hide_keys(scores, warp_q, tile * BLOCK_K, problem.len_k, problem.is_causal);
   };
 
   if (group == CONSUMERS - 1 && problem.num_tiles > 1) give_turn(0);
   mbarrier_wait(&barriers->query_full, 0);
   mbarrier_wait(&barriers->key_full[0], 0);
-  start_scores(scores, query, key);
+  start_score_product<SCALAR, HEAD_DIM, kBlockQ, BLOCK_K>(scores, query, key);
   wgmma_wait<0>();
   wgmma_keep(scores);
   release(&barriers->key_empty[0]);
   keys.advance();
   mask(problem.num_tiles - 1);
   softmax.step(scores, scale);
-  pack_probs(probs, scores);
+  pack_parts<SCALAR>(probs, scores);
 
   if (problem.num_tiles > 1) mbarrier_wait(&barriers->key_full[keys.stage], keys.parity);
   for (int tile = problem.num_tiles - 2; tile >= 0; --tile) {
     take_turn(group);
-    start_scores(scores, query, further(key, keys.stage * kKeyBytes));
+    start_score_product<SCALAR, HEAD_DIM, kBlockQ, BLOCK_K>(scores, query, further(key, keys.stage * kKeyBytes));
     mbarrier_wait(&barriers->value_full[values.stage], values.parity);
-    start_sums(sums, probs, further(value, values.stage * kValueBytes));
+    start_value_product<SCALAR>(sums, probs, further(value, values.stage * kValueBytes));
     if (group < CONSUMERS - 1 || tile > 0) give_turn((group + 1) % CONSUMERS);
     wgmma_wait<1>();
     wgmma_keep(scores);
@@ -214,10 +154,10 @@ DEVICE void consume(const Problem& problem, int group, float scale, const uint8*
     values.advance();
 #pragma unroll
     for (int j = 0; j < VALUE_DIM / 2; ++j) sums[j] *= softmax.rescale[j / 2 % 2];
-    pack_probs(probs, scores);
+    pack_parts<SCALAR>(probs, scores);
   }
   mbarrier_wait(&barriers->value_full[values.stage], values.parity);
-  start_sums(sums, probs, further(value, values.stage * kValueBytes));
+  start_value_product<SCALAR>(sums, probs, further(value, values.stage * kValueBytes));
   wgmma_wait<0>();
   wgmma_keep(sums);
 }
@@ -274,31 +214,17 @@ KERNEL __launch_bounds__(kWarpgroup * (1 + CONSUMERS), 1) attention_forward_warp
 
   // The group's queries become its outputs, once all its warps are done with them.
   named_barrier_sync(1 + CONSUMERS + group, kWarpgroup);
-  const int lane = threadIdx.x % kWarp, warp_row = threadIdx.x / kWarp % 4 * 16;
-  uint8* output_tile = query_tile + group * kGroupQ * kRowBytes;
+  const int lane = threadIdx.x % kWarp, group_q = problem.start_q + group * kGroupRows;
+  float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float row_sum = warp_reduce<4>(softmax.row_sum[half], Sum());
     // a row that saw no key has sum 0: dividing by 1 leaves its output 0 and its lse -inf
     const float divisor = row_sum == 0.0f ? 1.0f : row_sum;
-    const int row = warp_row + 8 * half + lane / 4, query = problem.start_q + group * kGroupQ + row;
+    const int query = group_q + threadIdx.x / kWarp % 4 * 16 + 8 * half + lane / 4;
     if (lane % 4 == 0 && query < len_q) lse[place.head * len_q + query] = softmax.row_max[half] * kLn2 + logf(divisor);
-    const float factor = 1.0f / divisor;
-#pragma unroll
-    for (int n = 0; n < VALUE_DIM / 8; ++n) {
-      const int chunk = (n % 8) ^ (row % 8), j = 4 * n + 2 * half;
-      uint8* target = output_tile + n / 8 * kBlockQ * kRowBytes + row * kRowBytes + chunk * 16 + lane % 4 * 4;
-      *reinterpret_cast<uint32*>(target) = pack<SCALAR>(sums[j] * factor, sums[j + 1] * factor);
-    }
+    factor[half] = 1.0f / divisor;
   }
-  async_proxy_fence();
-  named_barrier_sync(1 + CONSUMERS + group, kWarpgroup);
-  if (threadIdx.x % kWarpgroup == 0) {
-#pragma unroll
-    for (int block = 0; block < kValueBlocks; ++block)
-      tensor_store_4d(&output_map, output_tile + block * kBlockQ * kRowBytes, 64 * block,
-                      problem.start_q + group * kGroupQ, int(problem.head), int(problem.batch_index));
-    tensor_store_commit();
-    tensor_store_wait_read<0>();
-  }
+  store_group<SCALAR, kBlockQ>(sums, factor, query_tile + group * kGroupRows * kRowBytes, &output_map,
+                               1 + CONSUMERS + group, group_q, problem.head, problem.batch_index);
 }
