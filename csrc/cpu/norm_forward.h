@@ -2,6 +2,7 @@
 // output.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "norm.h"
