@@ -8,7 +8,16 @@ import bigkern
 from .bench_quantize import _composed
 from .common import Case
 
-OPS = ("quantize", "linear_act", "cross_entropy", "layer_norm", "rms_norm", "attention", "int8_linear")
+OPS = (
+    "quantize",
+    "linear_act",
+    "cross_entropy",
+    "layer_norm",
+    "rms_norm",
+    "add_layer_norm",
+    "attention",
+    "int8_linear",
+)
 
 
 def _inputs(**shapes):
@@ -59,6 +68,13 @@ CASES = [
         lambda input, weight: bigkern.rms_norm(input, (8,), weight),
         lambda input, weight: F.rms_norm(input, (8,), weight),
         gradients=("input", "weight"),
+    ),
+    Case(
+        "add_layer_norm 4x8",
+        _inputs(input=(4, 8), residual=(4, 8), weight=(8,), bias=(8,)),
+        lambda input, residual, weight, bias: bigkern.add_layer_norm(input, residual, (8,), weight, bias),
+        lambda input, residual, weight, bias: F.layer_norm(residual + input, (8,), weight, bias),
+        gradients=("input", "residual", "weight", "bias"),
     ),
     Case(
         "attention 1x1x4x8",

@@ -33,6 +33,7 @@ SUITES = (
     "cross_entropy",
     "layer_norm",
     "rms_norm",
+    "add_layer_norm",
     "attention",
     "int8_linear",
     "mlp",

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if find_spec("torch"):
     from . import functional, nn
     from .dispatch import explain, use_backend
+    from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
     from .ops.attention import attention, attention_with_lse
     from .ops.cross_entropy import cross_entropy
     from .ops.int8_linear import int8_linear
@@ -27,6 +28,8 @@ else:
 
 
 __all__ = [
+    "add_layer_norm",
+    "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
     "cross_entropy",

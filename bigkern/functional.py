@@ -6,12 +6,22 @@ To try them on a model: `import bigkern.functional as F` in place of `import tor
 from torch.nn._reduction import legacy_get_string
 
 from .ops import cross_entropy as _cross_entropy
+from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.rms_norm import rms_norm
 
-__all__ = ["cross_entropy", "layer_norm", "linear", "linear_act", "rms_norm", "scaled_dot_product_attention"]
+__all__ = [
+    "add_layer_norm",
+    "add_layer_norm_with_sum",
+    "cross_entropy",
+    "layer_norm",
+    "linear",
+    "linear_act",
+    "rms_norm",
+    "scaled_dot_product_attention",
+]
 
 
 def cross_entropy(

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 
 import bigkern
 
+from .backends.torch_philox import dropout_keep_rows
+from .ops.add_layer_norm import add_layer_norm_forward
+
 ALL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -190,6 +193,44 @@ RMS_NORM = [
 ]
 
 
+# ---- add_layer_norm --------------------------------------------------------------------------------------------------
+
+
+def _add_layer_norm(name, shape=(23, 101), with_sum=False, dropped=False):
+    """With dropout: the kernel on a random state of the case's own, and the formula with the mask of that state."""
+
+    def inputs():
+        drawn = {name: torch.randn(shape) for name in ("input", "residual")}
+        drawn |= {name: torch.randn(shape[-1]) for name in ("weight", "bias")}
+        return {**drawn, "rng_state": torch.tensor([1234567890123, 5])} if dropped else drawn
+
+    def ours(input, residual, weight, bias, rng_state=None):
+        if dropped:
+            found = add_layer_norm_forward(input, residual, weight, bias, rng_state, 1e-5, DROPOUT_P, True)[:2]
+        else:
+            found = bigkern.add_layer_norm_with_sum(input, residual, shape[-1:], weight, bias)
+        return found[0] + found[1] if with_sum else found[0]
+
+    def theirs(input, residual, weight, bias, rng_state=None):
+        if dropped:
+            input = input * dropout_keep_rows(rng_state, DROPOUT_P, *shape) / (1 - DROPOUT_P)
+        total = residual + input
+        output = F.layer_norm(total, shape[-1:], weight, bias)
+        return output + total if with_sum else output
+
+    return Case("add_layer_norm", name, inputs, ours, theirs, ("input", "residual", "weight", "bias"))
+
+
+DROPOUT_P = 0.1
+ADD_LAYER_NORM = [
+    _add_layer_norm("post-norm"),
+    _add_layer_norm("post-norm, dropout", dropped=True),
+    _add_layer_norm("pre-norm", with_sum=True),
+    _add_layer_norm("pre-norm 70x768, dropout", (70, 768), with_sum=True, dropped=True),
+    _add_layer_norm("post-norm 2x9001, dropout", (2, 9001), dropped=True),
+]
+
+
 # ---- quantize --------------------------------------------------------------------------------------------------------
 
 
@@ -318,5 +359,5 @@ INT8_LINEAR = [
     _int8_linear("relu", M=1, N=130, K=129),
 ]
 
-CASES = [*ATTENTION, *LINEAR_ACT, *CROSS_ENTROPY, *LAYER_NORM, *RMS_NORM, *QUANTIZE, *INT8_LINEAR]
+CASES = [*ATTENTION, *LINEAR_ACT, *CROSS_ENTROPY, *LAYER_NORM, *RMS_NORM, *ADD_LAYER_NORM, *QUANTIZE, *INT8_LINEAR]
 OPS = tuple(dict.fromkeys(case.op for case in CASES))

@@ -15,6 +15,8 @@ using release_gil = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.attr("compiler") = BIGKERN_COMPILER;
+  module.def("add_layer_norm_forward", &bigkern::add_layer_norm_forward, release_gil());
+  module.def("add_layer_norm_backward", &bigkern::add_layer_norm_backward, release_gil());
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());

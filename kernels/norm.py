@@ -3,7 +3,7 @@
 Rows of up to RESIDENT_COLS columns stay in registers between their statistics and their output, and one program keeps
 partial sums of the parameters' gradients over all its rows. Longer rows are walked twice, the second time out of the
 L2 cache, and their parameter gradients come from tiles of columns. Partial sums are added up by another kernel in one
-order: no atomics, the same bits in every run.
+order: no atomics, the same bits in every run. What add_layer_norm does besides stands in norm_addition.py.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .common import COMPILE_OPTIONS, INTERPRET, block_size_for_row, num_multiprocessors, num_warps_for, on_device_of
+from .norm_addition import NO_ADDITION, add_residual
 
 # The longest row that is kept in registers; columns at a time of a longer one in the walk along it, and in the walk
 # down a strip of columns. Small in the interpreter, so that short tests meet every border.
@@ -26,7 +27,7 @@ class RowTile(NamedTuple):
 
 def row_tile_for(num_rows, num_cols):
     """A tile of whole rows; short rows share a program, as long as there are enough of them."""
-    block_cols = block_size_for_row(num_cols, RESIDENT_COLS)
+    block_cols = max(block_size_for_row(num_cols, RESIDENT_COLS), 4)  # dropout draws for four columns at a time
     block_rows = block_size_for_row(num_rows, max(2048 // block_cols, 1))
     return RowTile(block_rows, block_cols, num_warps_for(block_rows * block_cols))
 
@@ -84,7 +85,7 @@ def load_rows(ptr, rows, cols, mask, row_stride, col_stride):
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keep_threshold"])
 def norm_forward_kernel(
     input_ptr,
     weight_ptr,
@@ -92,12 +93,19 @@ def norm_forward_kernel(
     output_ptr,
     mean_ptr,
     rstd_ptr,
+    residual_ptr,
+    rng_state_ptr,
+    sum_ptr,
     num_rows,
     num_cols,
     input_row_stride,
     input_col_stride,
     weight_stride,
     bias_stride,
+    residual_row_stride,
+    residual_col_stride,
+    keep_threshold,
+    keep_scale,
     eps,
     CENTERED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -106,6 +114,12 @@ def norm_forward_kernel(
     """Whole rows at once."""
     rows, cols, mask = tile_of_rows(tl.program_id(0) * BLOCK_ROWS, num_rows, num_cols, BLOCK_ROWS, BLOCK_COLS)
     x = load_rows(input_ptr, rows, cols, mask, input_row_stride, input_col_stride)
+    if residual_ptr is not None:
+        residual = load_rows(residual_ptr, rows, cols, mask, residual_row_stride, residual_col_stride)
+        dtype: tl.constexpr = input_ptr.dtype.element_ty
+        x = add_residual(x, residual, rng_state_ptr, rows, 0, keep_threshold, keep_scale, dtype, BLOCK_COLS)
+        if sum_ptr is not None:
+            tl.store(sum_ptr + rows * num_cols + cols, x.to(dtype), mask=mask)
     if CENTERED:
         mean, x = center(x, mask, num_cols)
         tl.store(mean_ptr + rows, mean, mask=rows < num_rows)
@@ -115,7 +129,7 @@ def norm_forward_kernel(
     tl.store(output_ptr + rows * num_cols + cols, y.to(output_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keep_threshold"])
 def norm_forward_long_kernel(
     input_ptr,
     weight_ptr,
@@ -123,11 +137,18 @@ def norm_forward_long_kernel(
     output_ptr,
     mean_ptr,
     rstd_ptr,
+    residual_ptr,
+    rng_state_ptr,
+    sum_ptr,
     num_cols,
     input_row_stride,
     input_col_stride,
     weight_stride,
     bias_stride,
+    residual_row_stride,
+    residual_col_stride,
+    keep_threshold,
+    keep_scale,
     eps,
     CENTERED: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -135,14 +156,16 @@ def norm_forward_long_kernel(
     """One row a program, BLOCK_COLS columns at a time."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_COLS)
-    input_ptr += row * input_row_stride
-    output_ptr += row * num_cols
+    dtype: tl.constexpr = input_ptr.dtype.element_ty
 
     # Differences from a number of the row's own size keep the digits that a large mean would round away.
     shift = 0.0
     if CENTERED:
-        first = tl.load(input_ptr + lanes.to(tl.int64) * input_col_stride, mask=lanes < num_cols, other=0)
-        shift = tl.sum(first.to(tl.float32), axis=0) / tl.minimum(BLOCK_COLS, num_cols)
+        first = load_rows(input_ptr, row, lanes, lanes < num_cols, input_row_stride, input_col_stride)
+        if residual_ptr is not None:
+            residual = load_rows(residual_ptr, row, lanes, lanes < num_cols, residual_row_stride, residual_col_stride)
+            first = add_residual(first, residual, rng_state_ptr, row, 0, keep_threshold, keep_scale, dtype, BLOCK_COLS)
+        shift = tl.sum(first, axis=0) / tl.minimum(BLOCK_COLS, num_cols)
 
     # Welford's recurrence in each lane: the loop has no reduction across threads, and no large sums to cancel.
     lane_mean = tl.zeros((BLOCK_COLS,), dtype=tl.float32)
@@ -151,7 +174,11 @@ def norm_forward_long_kernel(
     for first_col in range(0, num_cols, BLOCK_COLS):
         cols = first_col + lanes
         mask = cols < num_cols
-        x = tl.load(input_ptr + cols.to(tl.int64) * input_col_stride, mask=mask, other=0).to(tl.float32)
+        x = load_rows(input_ptr, row, cols, mask, input_row_stride, input_col_stride)
+        if residual_ptr is not None:
+            residual = load_rows(residual_ptr, row, cols, mask, residual_row_stride, residual_col_stride)
+            x = add_residual(x, residual, rng_state_ptr, row, first_col, keep_threshold, keep_scale, dtype, BLOCK_COLS)
+            tl.store(sum_ptr + row * num_cols + cols, x.to(dtype), mask=mask)
         if CENTERED:
             d = x - shift
             count = lane_count + 1.0
@@ -171,47 +198,54 @@ def norm_forward_long_kernel(
     rstd = tl.rsqrt(tl.sum(lane_m2, axis=0) / num_cols + eps)
     tl.store(rstd_ptr + row, rstd)
 
+    if residual_ptr is not None:
+        tl.debug_barrier()  # the stored sum is read back, maybe by another thread
     for first_col in range(0, num_cols, BLOCK_COLS):
         cols = first_col + lanes
         mask = cols < num_cols
-        x = tl.load(input_ptr + cols.to(tl.int64) * input_col_stride, mask=mask, other=0).to(tl.float32)
+        if residual_ptr is not None:
+            x = load_rows(sum_ptr, row, cols, mask, num_cols, 1)
+        else:
+            x = load_rows(input_ptr, row, cols, mask, input_row_stride, input_col_stride)
         if CENTERED:
             x = (x - shift) - mean
         y = scale_and_shift(x * rstd, weight_ptr, bias_ptr, cols, num_cols, weight_stride, bias_stride)
-        tl.store(output_ptr + cols, y.to(output_ptr.dtype.element_ty), mask=mask)
+        tl.store(output_ptr + row * num_cols + cols, y.to(output_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_forward(input, weight, bias, eps, output, mean, rstd):
-    """Fills output, mean and rstd; mean None: root-mean-square normalization."""
+def launch_forward(input, weight, bias, eps, output, mean, rstd, addition=NO_ADDITION):
+    """Fills output, mean and rstd (and the addition's sum); mean None: root-mean-square normalization."""
     num_rows, num_cols = input.shape
     if input.numel() == 0:
         for statistic in (mean, rstd):
             if statistic is not None:
                 statistic.fill_(float("nan"))
         return
-    tensors = (input, weight, bias, output, mean, rstd)
-    strides = (*input.stride(), stride_of(weight), stride_of(bias))
+    is_long = num_cols > RESIDENT_COLS
+    if is_long and addition.residual is not None and addition.sum is None:
+        addition = addition._replace(sum=output)  # a place to keep the sum until the output takes it
+    tensors = (input, weight, bias, output, mean, rstd, *addition.tensors())
+    scalars = (*input.stride(), stride_of(weight), stride_of(bias), *addition.scalars(), eps)
     with on_device_of(input):
-        if num_cols <= RESIDENT_COLS:
+        if not is_long:
             tile = row_tile_for(num_rows, num_cols)
             norm_forward_kernel[(triton.cdiv(num_rows, tile.block_rows),)](
                 *tensors,
                 num_rows,
                 num_cols,
-                *strides,
-                eps,
+                *scalars,
                 CENTERED=mean is not None,
                 BLOCK_ROWS=tile.block_rows,
                 BLOCK_COLS=tile.block_cols,
                 num_warps=tile.num_warps,
+                maxnreg=64,  # left to itself, ptxas takes fewer and spills for some tiles
                 **COMPILE_OPTIONS,
             )
         else:
             norm_forward_long_kernel[(num_rows,)](
                 *tensors,
                 num_cols,
-                *strides,
-                eps,
+                *scalars,
                 CENTERED=mean is not None,
                 BLOCK_COLS=LOOP_COLS,
                 num_warps=num_warps_for(LOOP_COLS),

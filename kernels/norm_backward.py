@@ -5,6 +5,8 @@ With d = x - mean (or x), n = d * rstd and g = grad_output * weight, per row:
 The forward stored a rounded mean; mean of d says by how much, and is taken away from d again.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ from .norm import (
     strip_tile_for,
     tile_of_rows,
 )
+from .norm_addition import dropout_factor, dropout_scalars
 
 
 @triton.jit
@@ -33,7 +36,7 @@ def load_weight(weight_ptr, cols, num_cols, weight_stride):
     return weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keep_threshold"])
 def norm_backward_kernel(
     grad_output_ptr,
     input_ptr,
@@ -43,6 +46,9 @@ def norm_backward_kernel(
     grad_input_ptr,
     partial_weight_ptr,
     partial_bias_ptr,
+    grad_sum_ptr,
+    rng_state_ptr,
+    grad_dropped_ptr,
     num_rows,
     num_cols,
     rows_per_program,
@@ -51,6 +57,10 @@ def norm_backward_kernel(
     input_row_stride,
     input_col_stride,
     weight_stride,
+    grad_sum_row_stride,
+    grad_sum_col_stride,
+    keep_threshold,
+    keep_scale,
     CENTERED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -80,8 +90,14 @@ def norm_backward_kernel(
             gradient = g - normalized * slope
             if CENTERED:
                 gradient -= tl.sum(g, axis=1, keep_dims=True) / num_cols
-            gradient = (gradient * rstd).to(grad_input_ptr.dtype.element_ty)
-            tl.store(grad_input_ptr + rows * num_cols + cols, gradient, mask=mask)
+            gradient *= rstd
+            if grad_sum_ptr is not None:
+                gradient += load_rows(grad_sum_ptr, rows, cols, mask, grad_sum_row_stride, grad_sum_col_stride)
+            dtype: tl.constexpr = grad_input_ptr.dtype.element_ty
+            tl.store(grad_input_ptr + rows * num_cols + cols, gradient.to(dtype), mask=mask)
+            if grad_dropped_ptr is not None:
+                gradient *= dropout_factor(rng_state_ptr, rows, 0, keep_threshold, keep_scale, BLOCK_COLS)
+                tl.store(grad_dropped_ptr + rows * num_cols + cols, gradient.to(dtype), mask=mask)
     partial = tl.program_id(0).to(tl.int64) * num_cols + tl.arange(0, BLOCK_COLS)
     in_row = tl.arange(0, BLOCK_COLS) < num_cols
     if partial_weight_ptr is not None:
@@ -136,7 +152,7 @@ def norm_backward_sums_kernel(
     tl.store(sums_ptr + 2 * num_rows.to(tl.int64) + row, slope)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keep_threshold"])
 def norm_backward_long_kernel(
     grad_output_ptr,
     input_ptr,
@@ -147,6 +163,9 @@ def norm_backward_long_kernel(
     grad_input_ptr,
     partial_weight_ptr,
     partial_bias_ptr,
+    grad_sum_ptr,
+    rng_state_ptr,
+    grad_dropped_ptr,
     num_rows,
     num_cols,
     rows_per_program,
@@ -155,19 +174,25 @@ def norm_backward_long_kernel(
     input_row_stride,
     input_col_stride,
     weight_stride,
+    grad_sum_row_stride,
+    grad_sum_col_stride,
+    keep_threshold,
+    keep_scale,
     CENTERED: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
     """A strip of columns down rows_per_program rows, given the sums over each row."""
     col_blocks = tl.cdiv(num_cols, BLOCK_COLS)
     program = tl.program_id(0) // col_blocks
-    cols = tl.program_id(0) % col_blocks * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    first_col = tl.program_id(0) % col_blocks * BLOCK_COLS
+    cols = first_col + tl.arange(0, BLOCK_COLS)
     mask = cols < num_cols
     weight = load_weight(weight_ptr, cols, num_cols, weight_stride)
     sum_weight = tl.zeros((BLOCK_COLS,), dtype=tl.float32)
     sum_bias = tl.zeros((BLOCK_COLS,), dtype=tl.float32)
     first_row = program.to(tl.int64) * rows_per_program
-    for row in range(first_row, tl.minimum(first_row + rows_per_program, num_rows)):
+    for step in range(0, tl.minimum(rows_per_program, num_rows - first_row)):
+        row = first_row + step
         grad = load_rows(grad_output_ptr, row, cols, mask, grad_row_stride, grad_col_stride)
         x = load_rows(input_ptr, row, cols, mask, input_row_stride, input_col_stride)
         rstd = tl.load(rstd_ptr + row)
@@ -182,8 +207,14 @@ def norm_backward_long_kernel(
             gradient = grad * weight - normalized * tl.load(sums_ptr + 2 * num_rows.to(tl.int64) + row)
             if CENTERED:
                 gradient -= tl.load(sums_ptr + num_rows + row)
-            gradient = (gradient * rstd).to(grad_input_ptr.dtype.element_ty)
-            tl.store(grad_input_ptr + row * num_cols + cols, gradient, mask=mask)
+            gradient *= rstd
+            if grad_sum_ptr is not None:
+                gradient += load_rows(grad_sum_ptr, row, cols, mask, grad_sum_row_stride, grad_sum_col_stride)
+            dtype: tl.constexpr = grad_input_ptr.dtype.element_ty
+            tl.store(grad_input_ptr + row * num_cols + cols, gradient.to(dtype), mask=mask)
+            if grad_dropped_ptr is not None:
+                gradient *= dropout_factor(rng_state_ptr, row, first_col, keep_threshold, keep_scale, BLOCK_COLS)
+                tl.store(grad_dropped_ptr + row * num_cols + cols, gradient.to(dtype), mask=mask)
     partial = program.to(tl.int64) * num_cols + cols
     if partial_weight_ptr is not None:
         tl.store(partial_weight_ptr + partial, sum_weight, mask=mask)
@@ -206,7 +237,33 @@ def norm_reduce_kernel(
     tl.store(grad_ptr + cols, tl.sum(sums, axis=0).to(grad_ptr.dtype.element_ty), mask=cols < num_cols)
 
 
-def launch_backward(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias):
+class AdditionGradient(NamedTuple):
+    """The further arguments of a backward launch: the sum's own gradient, and where input's goes through dropout."""
+
+    grad_sum: torch.Tensor | None = None
+    rng_state: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    grad_dropped: torch.Tensor | None = None
+
+    def tensors(self):
+        return self.grad_sum, self.rng_state, self.grad_dropped
+
+    def scalars(self):
+        strides = (0, 0) if self.grad_sum is None else self.grad_sum.stride()
+        return *strides, *dropout_scalars(self.dropout_p)
+
+
+def launch_backward(
+    grad_output,
+    input,
+    weight,
+    mean,
+    rstd,
+    grad_input,
+    grad_weight,
+    grad_bias,
+    addition=AdditionGradient(),  # noqa: B008
+):
     """Fills the gradients that are not None; mean None: root-mean-square normalization."""
     num_cols = input.shape[1]
     wanted = [grad for grad in (grad_weight, grad_bias) if grad is not None]
@@ -215,8 +272,10 @@ def launch_backward(grad_output, input, weight, mean, rstd, grad_input, grad_wei
             grad.zero_()
         return
     with on_device_of(input):
-        launch = launch_whole_rows if num_cols <= RESIDENT_COLS else launch_long_rows
-        partials = launch(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias)
+        # Drawing a mask takes registers that half a row of gradients would.
+        resident_cols = RESIDENT_COLS if addition.grad_dropped is None else RESIDENT_COLS // 2
+        launch = launch_whole_rows if num_cols <= resident_cols else launch_long_rows
+        partials = launch(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias, addition)
         for partial, grad in zip((p for p in partials if p is not None), wanted, strict=True):
             norm_reduce_kernel[(triton.cdiv(num_cols, 64),)](
                 partial, grad, len(partial), num_cols, BLOCK_PARTIALS=32, BLOCK_COLS=64, num_warps=4, **COMPILE_OPTIONS
@@ -229,7 +288,7 @@ def partial_sums(num_programs, input, *grads):
     return [None if grad is None else input.new_empty(shape, dtype=torch.float32) for grad in grads]
 
 
-def launch_whole_rows(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias):
+def launch_whole_rows(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias, addition):
     num_rows, num_cols = input.shape
     tile = row_tile_for(num_rows, num_cols)
     row_blocks = triton.cdiv(num_rows, tile.block_rows)
@@ -244,12 +303,14 @@ def launch_whole_rows(grad_output, input, weight, mean, rstd, grad_input, grad_w
         rstd,
         grad_input,
         *partials,
+        *addition.tensors(),
         num_rows,
         num_cols,
         blocks_per_program * tile.block_rows,
         *grad_output.stride(),
         *input.stride(),
         stride_of(weight),
+        *addition.scalars(),
         CENTERED=mean is not None,
         BLOCK_ROWS=tile.block_rows,
         BLOCK_COLS=tile.block_cols,
@@ -259,7 +320,7 @@ def launch_whole_rows(grad_output, input, weight, mean, rstd, grad_input, grad_w
     return partials
 
 
-def launch_long_rows(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias):
+def launch_long_rows(grad_output, input, weight, mean, rstd, grad_input, grad_weight, grad_bias, addition):
     num_rows, num_cols = input.shape
     tile, rows_per_program = strip_tile_for(num_rows)
     num_programs = triton.cdiv(num_rows, rows_per_program)
@@ -281,10 +342,12 @@ def launch_long_rows(grad_output, input, weight, mean, rstd, grad_input, grad_we
         *tensors,
         grad_input,
         *partials,
+        *addition.tensors(),
         num_rows,
         num_cols,
         rows_per_program,
         *strides,
+        *addition.scalars(),
         CENTERED=mean is not None,
         BLOCK_COLS=tile.block_cols,
         num_warps=tile.num_warps,

@@ -139,7 +139,7 @@ def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
 SMALL_AND_LARGE = {
     "linear_act": (lambda n: (torch.randn(n, n), torch.randn(n, n)), 8, 128),
     "cross_entropy": (lambda n: (torch.randn(n, n), torch.randint(n, (n,))), 8, 512),
-    "layer_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 256),
+    "layer_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 512),
     "rms_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 256),
 }
 

@@ -1,4 +1,4 @@
-"""What layer_norm and rms_norm compile to for GPUs that this machine does not have."""
+"""What layer_norm, rms_norm and add_layer_norm compile to for GPUs that this machine does not have."""
 
 import pytest
 
@@ -18,7 +18,7 @@ WITHOUT_WIDE_STORES = ("norm_reduce_kernel", "norm_backward_sums_kernel")
 
 def aot_cases():
     """{name: call of a launcher}; runs in the processes that triton_aot starts, where kernels/ is importable."""
-    from kernels import layer_norm, rms_norm
+    from kernels import add_layer_norm, layer_norm, rms_norm
 
     def tensor(*shape, dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -46,7 +46,26 @@ def aot_cases():
 
         return call
 
+    def add(rows, columns, dtype, dropout_p):
+        input, residual, output, total = (tensor(rows, columns, dtype=dtype) for _ in range(4))
+        grad_output, grad_sum, grad_input, grad_residual = (tensor(rows, columns, dtype=dtype) for _ in range(4))
+        weight, bias, grad_weight, grad_bias = (tensor(columns, dtype=dtype) for _ in range(4))
+        mean, rstd = (tensor(rows, dtype=torch.float32) for _ in range(2))
+        rng_state = tensor(2, dtype=torch.int64) if dropout_p else None
+
+        def call():
+            inputs = (input, residual, weight, bias, rng_state, 1e-5, dropout_p, True)
+            add_layer_norm.add_layer_norm_forward(*inputs, output, total, mean, rstd)
+            saved = (grad_output, grad_sum, total, weight, bias, mean, rstd, rng_state, dropout_p, True, True, True)
+            add_layer_norm.add_layer_norm_backward(*saved, grad_input, grad_residual, grad_weight, grad_bias)
+
+        return call
+
     return {
+        "add_layer_norm 4096x1024 bf16": add(4096, 1024, torch.bfloat16, 0.0),
+        "add_layer_norm 4096x1024 bf16 dropout": add(4096, 1024, torch.bfloat16, 0.1),
+        "add_layer_norm 4096x8192 fp32 dropout": add(4096, 8192, torch.float32, 0.1),
+        "add_layer_norm 64x65536 bf16 dropout": add(64, 65536, torch.bfloat16, 0.1),
         "layer_norm 4096x1024 bf16": layer(4096, 1024, torch.bfloat16),
         "layer_norm 512x4096 fp32": layer(512, 4096, torch.float32),
         "layer_norm 4096x8192 bf16": layer(4096, 8192, torch.bfloat16),
@@ -67,7 +86,7 @@ def compiled(request):
 
 def test_no_kernel_spills_or_exceeds_shared_memory(compiled):
     arch, cases = compiled
-    assert len(cases) == 9
+    assert len(cases) == 13
     for case, reports in cases.items():
         assert len(reports) >= 3, case
         for report in reports:

@@ -5,7 +5,7 @@ The forward pass is PyTorch's own fused kernel where that one gives the right ls
 
 import torch
 
-from ..reference.philox import KEY_STEPS, MULTIPLIERS, ROUNDS, WORD
+from .torch_philox import philox4x32
 
 
 def attention_forward_torch(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale):
@@ -58,21 +58,12 @@ def attention_backward_torch(
 
 def dropout_keep(rng_state, dropout_p, batch, heads, len_q, len_k):
     """reference.philox.dropout_keep in int64 tensors: [batch, heads, len_q, len_k] of booleans, without a sync."""
-    seed, offset = rng_state[0], rng_state[1]
     key_quads = -(-len_k // 4)
     quad_index, query_index, head_index = (
         torch.arange(size, device=rng_state.device) for size in (key_quads, len_q, batch * heads)
     )
-    c0 = quad_index.expand(batch * heads, len_q, key_quads)
-    c1, c2, c3 = query_index[:, None], head_index[:, None, None], offset & WORD
-    k0, k1 = seed & WORD, seed >> 32 & WORD
-    for _ in range(ROUNDS):
-        # The product wraps to a negative number; shift and mask still give its upper and lower word.
-        product_0, product_1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1 = (product_1 >> 32 & WORD) ^ c1 ^ k0, product_1 & WORD
-        c2, c3 = (product_0 >> 32 & WORD) ^ c3 ^ k1, product_0 & WORD
-        k0, k1 = (k0 + KEY_STEPS[0]) & WORD, (k1 + KEY_STEPS[1]) & WORD
-    words = torch.stack((c0, c1, c2, c3), -1).reshape(batch, heads, len_q, 4 * key_quads)[..., :len_k]
+    words = philox4x32(rng_state, quad_index, query_index[:, None], head_index[:, None, None])
+    words = words.reshape(batch, heads, len_q, 4 * key_quads)[..., :len_k]
     return words >= int(dropout_p * 2**32)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from ..backends.torch_attention import attention_backward_torch, attention_forward_torch
 from ..registration import Kernel, autocast_enabled, cast_floating
+from ..rng import draw_rng_state
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEAD_DIM_GPU = 256
@@ -93,7 +94,7 @@ def attention_with_lse(
         key_4d,
         value_4d,
         attn_mask,
-        _draw_rng_state(query.device) if dropped else None,
+        draw_rng_state(query.device) if dropped else None,
         float(dropout_p) if dropped else 0.0,
         bool(is_causal),
         float(scale),
@@ -103,11 +104,6 @@ def attention_with_lse(
     if output.ndim != len(lead) + 2 or batch_shape != output.shape[:1]:
         output, lse = output.reshape(*lead, *output.shape[2:]), lse.reshape(*lead, lse.shape[2])
     return output, lse
-
-
-def _draw_rng_state(device):
-    """(seed, offset) int64 from torch's generator: stays on the device, so nothing waits for it."""
-    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device)
 
 
 # ---- checks and shapes -----------------------------------------------------------------------------------------------

@@ -39,3 +39,16 @@ def dropout_keep(rng_state, dropout_p, batch, heads, len_q, len_k):
     words = philox4x32((key_quad, query_index, head_index, offset & WORD), (seed & WORD, seed >> 32 & WORD))
     words = np.stack(words, -1).reshape(batch, heads, len_q, 4 * len(key_quad))[..., :len_k]
     return words >= int(dropout_p * 2**32)
+
+
+def dropout_keep_rows(rng_state, dropout_p, rows, columns):
+    """[rows, columns] of booleans: True where dropout keeps an element of a matrix.
+
+    One call of the generator draws the four words of four neighbouring columns; the counter is (lower word of the row
+    index, column index // 4, upper word of the row index, offset), the key is the seed.
+    """
+    seed, offset = int(rng_state[0]), int(rng_state[1])
+    row = np.arange(rows)[:, None]
+    quad = np.arange(-(-columns // 4))
+    words = philox4x32((row & WORD, quad, row >> 32, offset & WORD), (seed & WORD, seed >> 32 & WORD))
+    return np.stack(words, -1).reshape(rows, 4 * len(quad))[:, :columns] >= int(dropout_p * 2**32)

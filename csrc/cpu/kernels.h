@@ -8,6 +8,15 @@
 
 namespace bigkern {
 
+void add_layer_norm_forward(const Tensor& input, const Tensor& residual, const Tensor& weight, const Tensor& bias,
+                            const Tensor& rng_state, double eps, double dropout_p, bool save_sum, const Tensor& output,
+                            const Tensor& sum, const Tensor& mean, const Tensor& rstd);
+void add_layer_norm_backward(const Tensor& grad_output, const Tensor& grad_sum, const Tensor& sum, const Tensor& weight,
+                             const Tensor& bias, const Tensor& mean, const Tensor& rstd, const Tensor& rng_state,
+                             double dropout_p, bool needs_sum_grad, bool needs_weight_grad, bool needs_bias_grad,
+                             const Tensor& grad_input, const Tensor& grad_residual, const Tensor& grad_weight,
+                             const Tensor& grad_bias);
+
 void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
                        const Tensor& lse);

@@ -1,5 +1,6 @@
 #include "kernels.h"
 #include "norm_backward.h"
+#include "norm_forward.h"
 
 namespace bigkern {
 

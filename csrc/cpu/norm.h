@@ -5,8 +5,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
+#include <cstring>
+#include <type_traits>
 
 #include "dtype.h"
 #include "parallel.h"
@@ -18,6 +18,10 @@ constexpr int64_t kPiece = 4096;
 constexpr int64_t kGrain = 16384;  // elements that are worth waking a thread for
 
 inline int64_t pieces_of(int64_t columns) { return (columns + kPiece - 1) / kPiece; }
+// Short rows go through each step together: one alone would wait for the end of its sums at every step.
+constexpr int64_t kTogether = 8;
+inline int64_t rows_together(int64_t columns) { return columns > 0 && columns * kTogether <= kPiece ? kTogether : 1; }
+
 inline int64_t piece_size(int64_t columns, int64_t piece) { return std::min(kPiece, columns - piece * kPiece); }
 
 // ---- vectors ------------------------------------------------------------------------------------------------------
@@ -46,47 +50,55 @@ inline vec<A> zero_beyond(vec<A> v, int64_t n) {
   return v;
 }
 
-// Adds vectors up in double, lane by lane.
-template <class A>
-class WideSum {
- public:
-  void include(vec<A> v) {
-    if constexpr (sizeof(A) == 8) {
-      lanes_[0] += v;
-    } else {
-      typedef A half_vector __attribute__((vector_size(kVectorBytes / 2)));
-      half_vector halves[2];
-      std::memcpy(halves, &v, sizeof(v));
-      for (int h = 0; h < 2; ++h) lanes_[h] += __builtin_convertvector(halves[h], vec<double>);
-    }
+// The sum of the lanes, the upper half added to the lower until one is left: a chain would wait for every addition.
+template <int kBytes, class V>
+inline auto sum_lanes(V v) {
+  using A = std::remove_reference_t<decltype(v[0])>;
+  if constexpr (kBytes == 16 && sizeof(A) == 4) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else if constexpr (kBytes == 16) {
+    return v[0] + v[1];
+  } else {
+    typedef std::decay_t<A> half_vector __attribute__((vector_size(kBytes / 2)));
+    half_vector halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return sum_lanes<kBytes / 2>(half_vector(halves[0] + halves[1]));
   }
-  double total() const { return reduce_add(lanes_[0] + lanes_[1]); }
+}
 
- private:
-  vec<double> lanes_[2] = {};
+// A chain of additions for each of several sums.
+template <class A, int kSums>
+struct Chain {
+  vec<A> sums[kSums];
+  Chain() {
+    for (int k = 0; k < kSums; ++k) sums[k] = vec<A>{};
+  }
+  void operator()(int k, vec<A> v) { sums[k] += v; }
 };
 
-// sums[k] = the sum over [0, count) of what body(i, n, add) adds by add(k, v). Several chains of additions run side by
+// sums[k] = the sum over [0, count) of what body(i, n, add) adds by add(k, v). Four chains of additions run side by
 // side, since one alone would wait for its last addition; and they are short, since a float that has grown large drops
 // what is small.
 template <class A, int kSums, class Body>
 inline void sum_vectors(int64_t count, double (&sums)[kSums], const Body& body) {
-  constexpr int kChains = 4, kLength = 8;
-  WideSum<A> wide[kSums];
+  constexpr int64_t kLanes = lanes<A>, kLength = 16;
+  for (int k = 0; k < kSums; ++k) sums[k] = 0;
   int64_t i = 0;
   while (i < count) {
-    vec<A> chains[kChains][kSums] = {};
-    int64_t end = std::min(count, i + kLength * kChains * lanes<A>);
-    for (; i + kChains * lanes<A> <= end; i += kChains * lanes<A>)
-#pragma GCC unroll 4
-      for (int c = 0; c < kChains; ++c)
-        body(i + c * lanes<A>, int64_t{lanes<A>}, [&](int k, vec<A> v) { chains[c][k] += v; });
-    for (; i + lanes<A> <= end; i += lanes<A>) body(i, int64_t{lanes<A>}, [&](int k, vec<A> v) { chains[0][k] += v; });
-    if (i < end) body(i, end - i, [&](int k, vec<A> v) { chains[1][k] += zero_beyond<A>(v, end - i); });
+    Chain<A, kSums> first, second, third, fourth;
+    int64_t end = std::min(count, i + kLength * 4 * kLanes);
+    for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
+      body(i, kLanes, first);
+      body(i + kLanes, kLanes, second);
+      body(i + 2 * kLanes, kLanes, third);
+      body(i + 3 * kLanes, kLanes, fourth);
+    }
+    for (; i + kLanes <= end; i += kLanes) body(i, kLanes, first);
+    if (i < end) body(i, end - i, [&](int k, vec<A> v) { second(k, zero_beyond<A>(v, end - i)); });
     i = end;
-    for (int k = 0; k < kSums; ++k) wide[k].include((chains[0][k] + chains[1][k]) + (chains[2][k] + chains[3][k]));
+    for (int k = 0; k < kSums; ++k)
+      sums[k] += sum_lanes<kVectorBytes>(vec<A>((first.sums[k] + second.sums[k]) + (third.sums[k] + fourth.sums[k])));
   }
-  for (int k = 0; k < kSums; ++k) sums[k] = wide[k].total();
 }
 
 // ---- rows ---------------------------------------------------------------------------------------------------------
@@ -110,67 +122,6 @@ struct Rows {
     if (column_stride == 1) return source;
     for (int64_t i = 0; i < count; ++i) scratch[i] = source[i * column_stride];
     return scratch;
-  }
-};
-
-// Moments of some numbers around their mean. For kCentered false: m2 is the sum of squares, and mean stays 0.
-struct Moments {
-  double count = 0, mean = 0, m2 = 0;
-
-  void include(const Moments& other) {
-    if (count == 0) {
-      *this = other;
-      return;
-    }
-    double total = count + other.count, shift = other.mean - mean;
-    mean += shift * (other.count / total);
-    m2 += other.m2 + shift * shift * (count * (other.count / total));
-    count = total;
-  }
-};
-
-template <bool kCentered, class T>
-Moments moments_of(const T* values, int64_t count) {
-  using A = acc_t<T>;
-  Moments moments;
-  moments.count = static_cast<double>(count);
-  if constexpr (kCentered) {
-    // Differences from a number of the row's own size are exact; the first pass finds one that is nearly the mean, and
-    // the second corrects it.
-    A first = to_acc(values[0]);
-    double sum[1], sums[2];
-    sum_vectors<A>(count, sum, [&](int64_t i, int64_t n, auto add) { add(0, load_lanes(values + i, n) - first); });
-    A center = first + static_cast<A>(sum[0] / moments.count);
-    sum_vectors<A>(count, sums, [&](int64_t i, int64_t n, auto add) {
-      vec<A> d = load_lanes(values + i, n) - center;
-      add(0, d);
-      add(1, d * d);
-    });
-    double correction = sums[0] / moments.count;
-    moments.mean = static_cast<double>(center) + correction;
-    moments.m2 = sums[1] - sums[0] * correction;
-    if (moments.m2 < 0) moments.m2 = 0;  // NaN stays
-  } else {
-    double sum[1];
-    sum_vectors<A>(count, sum, [&](int64_t i, int64_t n, auto add) {
-      vec<A> x = load_lanes(values + i, n);
-      add(0, x * x);
-    });
-    moments.m2 = sum[0];
-  }
-  return moments;
-}
-
-// What a row is normalized with. The mean in two parts: next to a large mean, one would round away the digits.
-template <class A>
-struct Scale {
-  A mean, mean_rest, rstd;
-
-  Scale(const Moments& moments, double eps) {
-    double count = moments.count;
-    mean = static_cast<A>(count > 0 ? moments.mean : 0 / count);
-    mean_rest = static_cast<A>(moments.mean - static_cast<double>(mean));
-    rstd = static_cast<A>(1 / std::sqrt(moments.m2 / count + eps));
   }
 };
 
@@ -214,103 +165,5 @@ class Parameter {
 };
 struct WeightTag {};
 struct BiasTag {};
-
-// ---- forward ------------------------------------------------------------------------------------------------------
-
-// Where the results of the forward go; mean is null for kCentered false.
-template <class T>
-struct ForwardOutputs {
-  T* output;
-  acc_t<T>* mean;
-  acc_t<T>* rstd;
-};
-
-template <bool kCentered, class T, class A = acc_t<T>>
-void normalize_piece(const T* values, int64_t count, const Scale<A>& scale, const A* weight, const A* bias, T* output) {
-  over_vectors<A>(count, [&](int64_t i, int64_t n) {
-    vec<A> x = load_lanes(values + i, n);
-    if constexpr (kCentered) x = (x - scale.mean) - scale.mean_rest;
-    vec<A> y = x * scale.rstd * load_lanes(weight + i, n);
-    if constexpr (kCentered) y += load_lanes(bias + i, n);
-    store_lanes(output + i, y, n);
-  });
-}
-
-// Source says where a piece of a row comes from: first(row, begin, count, scratch) the first time that it is wanted,
-// and again(...) the second.
-template <bool kCentered, class T, class Source>
-void forward(const Source& source, int64_t rows, int64_t columns, const Tensor& weight_tensor,
-             const Tensor& bias_tensor, double eps, const ForwardOutputs<T>& outputs) {
-  using A = acc_t<T>;
-  Parameter<A, WeightTag> weight(weight_tensor, columns, A(1));
-  Parameter<A, BiasTag> bias(bias_tensor, kCentered ? columns : 0, A(0));
-  int64_t pieces = pieces_of(columns);
-
-  auto keep = [&](int64_t row, const Scale<A>& scale) {
-    if constexpr (kCentered) outputs.mean[row] = scale.mean;
-    outputs.rstd[row] = scale.rstd;
-  };
-  auto write = [&](int64_t row, int64_t piece, const Scale<A>& scale, const T* values) {
-    int64_t begin = piece * kPiece;
-    normalize_piece<kCentered>(values, piece_size(columns, piece), scale, weight.values() + begin,
-                               bias.values() + (kCentered ? begin : 0), outputs.output + row * columns + begin);
-  };
-
-  if (rows < available_threads() && pieces > 1) {  // few long rows: threads share out their pieces
-    std::vector<Moments> moments(static_cast<size_t>(rows * pieces));
-    std::vector<Scale<A>> scales;
-    parallel_for(rows * pieces, kGrain / kPiece, [&](int64_t begin, int64_t end) {
-      T scratch[kPiece];
-      for (int64_t item = begin; item < end; ++item) {
-        int64_t row = item / pieces, piece = item % pieces, count = piece_size(columns, piece);
-        moments[item] = moments_of<kCentered>(source.first(row, piece * kPiece, count, scratch), count);
-      }
-    });
-    for (int64_t row = 0; row < rows; ++row) {
-      Moments total;
-      for (int64_t piece = 0; piece < pieces; ++piece) total.include(moments[row * pieces + piece]);
-      scales.emplace_back(total, eps);
-      keep(row, scales.back());
-    }
-    parallel_for(rows * pieces, kGrain / kPiece, [&](int64_t begin, int64_t end) {
-      T scratch[kPiece];
-      for (int64_t item = begin; item < end; ++item) {
-        int64_t row = item / pieces, piece = item % pieces;
-        write(row, piece, scales[row], source.again(row, piece * kPiece, piece_size(columns, piece), scratch));
-      }
-    });
-    return;
-  }
-  parallel_for(rows, kGrain / std::max<int64_t>(columns, 1) + 1, [&](int64_t first_row, int64_t end_row) {
-    T scratch[kPiece];
-    for (int64_t row = first_row; row < end_row; ++row) {
-      Moments total;
-      const T* values = nullptr;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        int64_t count = piece_size(columns, piece);
-        values = source.first(row, piece * kPiece, count, scratch);
-        total.include(moments_of<kCentered>(values, count));
-      }
-      Scale<A> scale(total, eps);
-      keep(row, scale);
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        if (pieces > 1) values = source.again(row, piece * kPiece, piece_size(columns, piece), scratch);
-        write(row, piece, scale, values);
-      }
-    }
-  });
-}
-
-// The rows of a tensor, as a source of the forward.
-template <class T>
-struct TensorSource {
-  Rows<T> input;
-  const T* first(int64_t row, int64_t begin, int64_t count, T* scratch) const {
-    return input.piece(row, begin, count, scratch);
-  }
-  const T* again(int64_t row, int64_t begin, int64_t count, T* scratch) const {
-    return input.piece(row, begin, count, scratch);
-  }
-};
 
 }  // namespace bigkern::norm

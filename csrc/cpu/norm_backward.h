@@ -2,6 +2,8 @@
 // partial sums of the parameters' gradients.
 #pragma once
 
+#include <vector>
+
 #include "norm.h"
 
 namespace bigkern::norm {
@@ -26,7 +28,7 @@ RowSums sums_of(const T* grad_output, const T* values, int64_t count, const A* w
   RowSums sums;
   if constexpr (kCentered) {
     double total[3];
-    sum_vectors<A>(count, total, [&](int64_t i, int64_t n, auto add) {
+    sum_vectors<A>(count, total, [&](int64_t i, int64_t n, auto&& add) {
       vec<A> d = load_lanes(values + i, n) - mean;
       vec<A> g = load_lanes(grad_output + i, n) * load_lanes(weight + i, n);
       add(0, d);
@@ -36,7 +38,7 @@ RowSums sums_of(const T* grad_output, const T* values, int64_t count, const A* w
     sums = {total[0], total[1], total[2]};
   } else {
     double total[1];
-    sum_vectors<A>(count, total, [&](int64_t i, int64_t n, auto add) {
+    sum_vectors<A>(count, total, [&](int64_t i, int64_t n, auto&& add) {
       add(0, load_lanes(grad_output + i, n) * load_lanes(weight + i, n) * load_lanes(values + i, n));
     });
     sums.gd = total[0];
@@ -49,12 +51,13 @@ template <class A>
 struct RowGradient {
   A mean, mean_rest, rstd, offset, slope;
 
-  RowGradient(const RowSums& sums, double count, A mean, A rstd) : mean(mean), rstd(rstd) {
+  RowGradient() = default;
+  RowGradient(const RowSums& sums, double inverse_count, A mean, A rstd) : mean(mean), rstd(rstd) {
     // The forward stored a rounded mean; the sum of what it left says by how much.
-    double rest = sums.d / count;
+    double rest = sums.d * inverse_count;
     mean_rest = static_cast<A>(rest);
-    offset = static_cast<A>(rstd * (sums.g / count));
-    slope = static_cast<A>(static_cast<double>(rstd) * rstd * ((sums.gd - rest * sums.g) / count));
+    offset = static_cast<A>(rstd * (sums.g * inverse_count));
+    slope = static_cast<A>(static_cast<double>(rstd) * rstd * ((sums.gd - rest * sums.g) * inverse_count));
   }
 };
 
@@ -70,7 +73,7 @@ template <bool kCentered, class T, class Sink, class A = acc_t<T>>
 void gradient_of_piece(const T* grad_output, const T* values, int64_t count, const A* weight, const RowGradient<A>& row,
                        const PartialGradients<A>& partial, Sink& sink) {
   auto gradient = [&](auto with_parameters) {
-    over_vectors<A>(count, [&](int64_t i, int64_t n) {
+    over_vectors<A>(count, [=, &sink](int64_t i, int64_t n) {
       vec<A> x = load_lanes(values + i, n), grad = load_lanes(grad_output + i, n);
       if constexpr (kCentered) x = (x - row.mean) - row.mean_rest;
       vec<A> normalized = x * row.rstd;
@@ -158,7 +161,7 @@ void backward(const BackwardTensors& tensors, const MakeSink& make_sink) {
                               count, weight.values() + begin, mean_of(row));
   };
   auto gradient_of = [&](const RowSums& sums, int64_t row) {
-    return RowGradient<A>(sums, static_cast<double>(columns), mean_of(row), rstd[row * tensors.rstd.strides[0]]);
+    return RowGradient<A>(sums, 1.0 / static_cast<double>(columns), mean_of(row), rstd[row * tensors.rstd.strides[0]]);
   };
   auto write = [&](int64_t row, int64_t piece, const RowGradient<A>& gradient, T* grad_scratch, T* scratch,
                    auto& sink) {
@@ -192,17 +195,25 @@ void backward(const BackwardTensors& tensors, const MakeSink& make_sink) {
       }
     });
   } else {
+    int64_t together = rows_together(columns);
     parallel_for(blocks, kGrain / std::max<int64_t>(block_rows * columns, 1) + 1, [&](int64_t begin, int64_t end) {
       T grad_scratch[kPiece], scratch[kPiece];
+      RowGradient<A> gradients[kTogether];
       auto sink = make_sink();
       for (int64_t block = begin; block < end; ++block) {
         partial.clear(block, 0, columns);
-        for (int64_t row = block * block_rows; row < std::min(rows, (block + 1) * block_rows); ++row) {
-          RowSums total;
-          for (int64_t piece = 0; piece < pieces; ++piece)
-            total.include(sums_of_piece(row, piece, grad_scratch, scratch));
-          RowGradient<A> gradient = gradient_of(total, row);
-          for (int64_t piece = 0; piece < pieces; ++piece) write(row, piece, gradient, grad_scratch, scratch, sink);
+        int64_t end_row = std::min(rows, (block + 1) * block_rows);
+        for (int64_t row = block * block_rows; row < end_row; row += together) {
+          int64_t count = std::min(together, end_row - row);
+          for (int64_t r = 0; r < count; ++r) {
+            RowSums total;
+            for (int64_t piece = 0; piece < pieces; ++piece)
+              total.include(sums_of_piece(row + r, piece, grad_scratch, scratch));
+            gradients[r] = gradient_of(total, row + r);
+          }
+          for (int64_t r = 0; r < count; ++r)
+            for (int64_t piece = 0; piece < pieces; ++piece)
+              write(row + r, piece, gradients[r], grad_scratch, scratch, sink);
         }
       }
     });
