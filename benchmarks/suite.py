@@ -24,7 +24,21 @@ from bigkern.verify import backends_here, verify
 
 from .common import RESULTS, Case, Limits, bind, device_here, device_slug, environment_record, save, summary, take_turns
 
-SUITES = ("quantize", "linear_act", "cross_entropy", "attention", "int8_linear", "mlp", "mixed", "overhead")
+SUITES = (
+    "quantize",
+    "linear_act",
+    "cross_entropy",
+    "attention",
+    "int8_linear",
+    "sgd",
+    "adam",
+    "rmsprop",
+    "adagrad",
+    "grad_norm",
+    "mlp",
+    "mixed",
+    "overhead",
+)
 SECONDS, QUICK_SECONDS = 1.0, 0.1
 BUSY_LOAD = 0.7
 

@@ -15,13 +15,19 @@ using release_gil = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.attr("compiler") = BIGKERN_COMPILER;
+  module.def("adagrad_step", &bigkern::adagrad_step, release_gil());
+  module.def("adam_step", &bigkern::adam_step, release_gil());
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
+  module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
+  module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
   module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
+  module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
+  module.def("sgd_step", &bigkern::sgd_step, release_gil());
 }

@@ -17,5 +17,5 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 # A run of the fast build would prove nothing.
 "$python" -c 'import bigkern._C as c, os; path = c.best().__file__; assert path.startswith(os.getcwd()), path'
 tests=("$@")
-((${#tests[@]})) || tests=(tests/test_{quantize,linear_act,cross_entropy,attention,int8_linear}.py)
+((${#tests[@]})) || tests=(tests/test_{quantize,linear_act,cross_entropy,attention,int8_linear,sgd,adam,rmsprop,adagrad,grad_norm,optim}.py)
 "$python" -m pytest -q -p no:cacheprovider -k "cpu and not opcheck and not compile" "${tests[@]}"

@@ -1,8 +1,17 @@
 """Modules with the names, arguments and state_dict of torch.nn."""
 
+from . import utils
 from .attention import MultiheadAttention
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .quantized_linear import QuantizedLinear, quantize_linears
 
-__all__ = ["CrossEntropyLoss", "Linear", "LinearAct", "MultiheadAttention", "QuantizedLinear", "quantize_linears"]
+__all__ = [
+    "CrossEntropyLoss",
+    "Linear",
+    "LinearAct",
+    "MultiheadAttention",
+    "QuantizedLinear",
+    "quantize_linears",
+    "utils",
+]

@@ -8,6 +8,17 @@
 
 namespace bigkern {
 
+void adagrad_step(const TensorList& params, const TensorList& grads, const TensorList& state_sums,
+                  const TensorList& state_steps, const TensorList& master_params, const Tensor& grad_factor,
+                  const Tensor& found_inf, double lr, double lr_decay, double eps, double weight_decay, bool maximize,
+                  bool zero_grad);
+
+void adam_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+               const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& state_steps,
+               const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
+               double beta1, double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
+               bool zero_grad);
+
 void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
                        const Tensor& lse);
@@ -25,6 +36,10 @@ void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const 
                             const std::string& reduction, double label_smoothing, bool needs_target_grad,
                             const Tensor& grad_input, const Tensor& grad_target);
 
+void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
+                       const Tensor& total_norm, const Tensor& grad_factor);
+void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
+
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
                          const Tensor& pre_activation);
@@ -39,5 +54,15 @@ void linear_act_backward(const Tensor& grad_output, const Tensor& input, const T
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);
 void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
+
+void rmsprop_step(const TensorList& params, const TensorList& grads, const TensorList& square_avgs,
+                  const TensorList& grad_avgs, const TensorList& momentum_buffers, const TensorList& state_steps,
+                  const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
+                  double alpha, double eps, double weight_decay, double momentum, bool maximize, bool zero_grad);
+
+void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+              const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
+              double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+              bool zero_grad);
 
 }  // namespace bigkern
