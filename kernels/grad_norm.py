@@ -93,7 +93,8 @@ def clip_grads_kernel(
 
 def grad_norm_forward(grads, grad_scale, norm_type, max_norm, total_norm, grad_factor):
     largest = math.isinf(norm_type)
-    buckets = [bucket for bucket, _ in buckets_of(Aligned(grads).lists)]
+    aligned = Aligned(grads)  # holds the copies while the kernels read them
+    buckets = [bucket for bucket, _ in buckets_of(aligned.lists)]
     programs = [bucket.grid[0] for bucket in buckets]
     partial = torch.empty(sum(programs), dtype=torch.float32, device=total_norm.device)
     with on_device_of(total_norm):

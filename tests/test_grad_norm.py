@@ -29,9 +29,9 @@ def test_norm_and_clipped_gradients_match_the_oracle(place, norm_type):
                 clipped = [grad.clone() for grad in grads]
                 clip_grads_step(clipped, grad_factor)
             assert_within_policy(total_norm, oracle / 4, theirs.double() / 4, torch.float32)
-            factor = min(max_norm / (oracle.item() / 4 + 1e-6), 1) / 4
-            assert grad_factor.item() == pytest.approx(factor, rel=1e-5)
-            assert_within_policy(in_one_line(clipped), in_one_line(exact) * factor, None, dtype)
+            factor = min(max_norm / (total_norm.item() + 1e-6), 1) / 4
+            assert grad_factor.item() == pytest.approx(factor, rel=1e-6)
+            assert_within_policy(in_one_line(clipped), in_one_line(exact) * grad_factor.item(), None, dtype)
 
 
 @pytest.mark.parametrize("norm_type", [2.0, math.inf])
@@ -79,9 +79,11 @@ def test_clip_grad_norm_is_pytorchs():
             other.grad = leaf.grad.clone()
         ours, theirs = clip_grad_norm_(iter(leaves), 0.5), torch.nn.utils.clip_grad_norm_(iter(others), 0.5)
         assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs)
+        # PyTorch rounds the norm of each gradient to that gradient's dtype.
+        tolerance = 1e-6 if dtypes[0] == torch.float32 else 1e-2
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=0)
         for leaf, other in zip(leaves[1:], others[1:], strict=True):
-            torch.testing.assert_close(leaf.grad, other.grad)
+            torch.testing.assert_close(leaf.grad, other.grad, rtol=tolerance, atol=0)
     assert clip_grad_norm_(torch.zeros(3, requires_grad=True), 1.0).item() == 0
     leaves[1].grad[0] = math.inf
     messages = []

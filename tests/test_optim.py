@@ -80,7 +80,7 @@ def test_a_checkpoint_of_one_is_resumed_by_the_other_with_the_same_losses(name):
         assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
         for ours, theirs in zip(results_of(other).items(), results_of(optimizer).items(), strict=True):
             assert ours[0] == theirs[0]
-            torch.testing.assert_close(ours[1], theirs[1], rtol=2e-5, atol=1e-6)
+            torch.testing.assert_close(ours[1], theirs[1], rtol=2e-5, atol=1e-5)
 
 
 @every_class
@@ -250,7 +250,8 @@ def test_dtypes_and_missing_gradients_may_be_mixed(place):
             found = run_optimizer(lambda leaves, o=options: optim.AdamW(leaves, 0.1, **o), params, grads_of_steps)
         expected = run_optimizer(lambda leaves: torch.optim.AdamW(leaves, 0.1), params, grads_of_steps)
         for ours, theirs in zip(found["params"], expected["params"], strict=True):
-            torch.testing.assert_close(ours, theirs)
+            # Two steps of PyTorch's in low precision are each rounded several times.
+            torch.testing.assert_close(ours, theirs, rtol=4 * torch.finfo(ours.dtype).eps, atol=0)
         assert found["step"] == expected["step"]
 
 

@@ -15,7 +15,11 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_steps_match_the_oracle(place, options):
-    check_against_oracle(place, "RMSprop", 3, lr=0.01, skip_some=True, large=not place.slow, **options)
+    dtypes = place.dtypes
+    if options.get("centered") and not options.get("master_weights"):
+        # A variance as the difference of two rounded numbers may be negative, in PyTorch's float16 too.
+        dtypes = [dtype for dtype in dtypes if dtype != torch.float16]
+    check_against_oracle(place, "RMSprop", 3, dtypes, lr=0.01, skip_some=True, large=not place.slow, **options)
 
 
 def test_a_hundred_steps_match_the_oracle(place):

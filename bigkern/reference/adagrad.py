@@ -24,7 +24,9 @@ def adagrad_step(
             state_steps[i][...] += 1
             weight = master_params[i] if master_params else param
             g = grad * (1 if grad_factor is None else grad_factor)
-            g = (-g if maximize else g) + weight_decay * weight
+            g = -g if maximize else g
+            if weight_decay != 0:
+                g = g + weight_decay * weight
             state_sums[i] += g * g
             weight -= lr / (1 + (state_steps[i] - 1) * lr_decay) * g / (np.sqrt(state_sums[i]) + eps)
             param[...] = weight

@@ -32,9 +32,10 @@ def adam_step(
             g = -g if maximize else g
             if decoupled_weight_decay:
                 weight *= 1 - lr * weight_decay
-            else:
+            elif weight_decay != 0:
                 g = g + weight_decay * weight
-            exp_avgs[i][...] = beta1 * exp_avgs[i] + (1 - beta1) * g
+            # beta1 * exp_avg + (1 - beta1) * g, in the form that gives NaN where PyTorch does
+            exp_avgs[i] += (1 - beta1) * (g - exp_avgs[i])
             exp_avg_sqs[i][...] = beta2 * exp_avg_sqs[i] + (1 - beta2) * g * g
             second = exp_avg_sqs[i]
             if max_exp_avg_sqs:

@@ -27,11 +27,13 @@ def rmsprop_step(
             state_steps[i][...] += 1
             weight = master_params[i] if master_params else param
             g = grad * (1 if grad_factor is None else grad_factor)
-            g = (-g if maximize else g) + weight_decay * weight
+            g = -g if maximize else g
+            if weight_decay != 0:
+                g = g + weight_decay * weight
             square_avgs[i][...] = alpha * square_avgs[i] + (1 - alpha) * g * g
             variance = square_avgs[i]
             if grad_avgs:
-                grad_avgs[i][...] = alpha * grad_avgs[i] + (1 - alpha) * g
+                grad_avgs[i] += (1 - alpha) * (g - grad_avgs[i])
                 variance = variance - grad_avgs[i] ** 2
             update = g / (np.sqrt(variance) + eps)
             if momentum_buffers:

@@ -24,7 +24,9 @@ def sgd_step(
         if found_inf is None or found_inf == 0:
             weight = master_params[i] if master_params else param
             g = grad * (1 if grad_factor is None else grad_factor)
-            g = (-g if maximize else g) + weight_decay * weight
+            g = -g if maximize else g
+            if weight_decay != 0:
+                g = g + weight_decay * weight
             if momentum != 0:
                 buffer = momentum_buffers[i]
                 buffer[...] = g if first_step else momentum * buffer + (1 - dampening) * g
