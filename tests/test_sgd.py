@@ -22,7 +22,8 @@ def test_steps_match_the_oracle(place, options):
 
 def test_a_hundred_steps_match_the_oracle(place):
     check_against_oracle(place, "SGD", 100, place.dtypes[:1], lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.01)
-    check_against_oracle(place, "SGD", 100, [torch.bfloat16], lr=0.01, momentum=0.9, master_weights=True)
+    if not place.slow:
+        check_against_oracle(place, "SGD", 100, [torch.bfloat16], lr=0.01, momentum=0.9, master_weights=True)
 
 
 def test_registration_is_complete():
