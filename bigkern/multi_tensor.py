@@ -23,33 +23,31 @@ def check_lists(op: str, params: list, grads: list, master_params: list, **state
         TypeError: a dtype that does not go with its parameter's.
         ValueError: lengths or shapes differ, or tensors are on several devices.
     """
-    if not set(map(type_of, params)).issubset(FLOATING):
-        wrong = next(p.dtype for p in params if p.dtype not in FLOATING)
-        raise TypeError(f"{op}: params must be floating, got {wrong}")
-    if master_params and not set(map(type_of, params)).issubset(LOW_PRECISION):
+    shapes, dtypes, devices = [p.shape for p in params], [p.dtype for p in params], [p.device for p in params]
+    kinds = set(dtypes)
+    if not kinds.issubset(FLOATING):
+        raise TypeError(f"{op}: params must be floating, got {next(d for d in dtypes if d not in FLOATING)}")
+    if master_params and not kinds.issubset(LOW_PRECISION):
         raise TypeError(f"{op}: master_params go with float16 and bfloat16 params")
-    shapes, dtypes = [p.shape for p in params], [p.dtype for p in params]
+    if len(set(devices)) > 1:
+        raise ValueError(f"{op}: all tensors must be on one device, got {devices[0]} and others")
     state_dtypes = [torch.float32] * len(params) if master_params else dtypes
-    wanted = {"grads": dtypes, "master_params": state_dtypes, **dict.fromkeys(states, state_dtypes)}
-    device = params[0].device
-    for name, tensors in {"params": params, "grads": grads, "master_params": master_params, **states}.items():
-        if not tensors and name not in ("params", "grads"):
+    for name, tensors in {"grads": grads, "master_params": master_params, **states}.items():
+        if not tensors and name != "grads":
             continue
         if len(tensors) != len(params):
             raise ValueError(f"{op}: {len(params)} params, but {len(tensors)} {name}")
-        if [t.shape for t in tensors] != shapes:
-            i = next(i for i, t in enumerate(tensors) if t.shape != shapes[i])
-            raise ValueError(f"{op}: {name}[{i}] must have shape {tuple(shapes[i])}, got {tuple(tensors[i].shape)}")
-        expected = wanted.get(name, dtypes)
-        if [t.dtype for t in tensors] != expected:
-            i = next(i for i, t in enumerate(tensors) if t.dtype != expected[i])
-            raise TypeError(f"{op}: {name}[{i}] must be {expected[i]}, got {tensors[i].dtype}")
-        if any(t.device != device for t in tensors):
-            raise ValueError(f"{op}: all tensors must be on {device}")
-
-
-def type_of(tensor):
-    return tensor.dtype
+        expected = dtypes if name == "grads" else state_dtypes
+        for what, found, wanted in (
+            ("have shape", [t.shape for t in tensors], shapes),
+            ("be", [t.dtype for t in tensors], expected),
+            ("be on", [t.device for t in tensors], devices),
+        ):
+            if found != wanted:
+                i = next(i for i, value in enumerate(found) if value != wanted[i])
+                error = TypeError if what == "be" else ValueError
+                must, got = (tuple(value) if what == "have shape" else value for value in (wanted[i], found[i]))
+                raise error(f"{op}: {name}[{i}] must {what} {must}, got {got}")
 
 
 def check_steps(op: str, params: list, state_steps: list, found_inf):

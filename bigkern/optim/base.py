@@ -109,12 +109,13 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
     def _buckets(self, group):
         """The lists of this group's parameters that have gradients, and their master weights, by device."""
         lists = self._lists_of(group)
-        masters = []
-        if group["master_weights"]:
-            if self._add_masters(lists[0]):
-                lists = self._lists_of(group)
-            masters = [self.state[param].get("master_param") for param in lists[0]]
-        keys = [(param.device, bool(masters) and masters[i] is not None) for i, param in enumerate(lists[0])]
+        if not group["master_weights"] and len({param.device for param in lists[0]}) <= 1:
+            yield lists, []
+            return
+        if group["master_weights"] and self._add_masters(lists[0]):
+            lists = self._lists_of(group)
+        masters = [self.state.get(param, {}).get("master_param") for param in lists[0]]
+        keys = [(param.device, master is not None) for param, master in zip(lists[0], masters, strict=True)]
         for key in dict.fromkeys(keys):
             chosen = [i for i, other in enumerate(keys) if other == key]
             bucket = [[items[i] for i in chosen] if items else [] for items in lists]
@@ -132,9 +133,9 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         """Gives low-precision parameters that have none their master weight, and float32 state; True if any got one."""
         added = False
         for param in params:
-            state = self.state[param]
-            if param.dtype not in LOW_PRECISION or "master_param" in state:
+            if param.dtype not in LOW_PRECISION or "master_param" in self.state[param]:
                 continue
+            state = self.state[param]
             for name, value in state.items():
                 if name != "step" and isinstance(value, torch.Tensor):
                     state[name] = value.float()

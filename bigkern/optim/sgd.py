@@ -37,17 +37,13 @@ class SGD(MultiTensorOptimizer, torch.optim.SGD):
     def _update(self, group, lists, *, master_params, **frame):
         params, grads, buffers = lists
         # A buffer starts as the gradient itself, whatever the dampening; parameters may start at different times.
-        for first_step in (False, True):
-            chosen = [i for i in range(len(params)) if not buffers or (buffers[i] is None) == first_step]
-            if not chosen or (first_step and not buffers):
-                continue
-            if first_step:
-                for i in chosen:
-                    buffers[i] = torch.zeros_like(master_params[i] if master_params else params[i])
+        starts = [buffer is None for buffer in buffers] or [False] * len(params)
+        for i in [i for i, start in enumerate(starts) if start]:
+            buffers[i] = torch.zeros_like(master_params[i] if master_params else params[i])
+        for first_step in dict.fromkeys(starts):
+            chosen = [i for i, start in enumerate(starts) if start == first_step]
             sgd(
-                [params[i] for i in chosen],
-                [grads[i] for i in chosen],
-                [buffers[i] for i in chosen] if buffers else [],
+                *([items[i] for i in chosen] if items else [] for items in (params, grads, buffers)),
                 lr=self._number("lr", group["lr"]),
                 momentum=group["momentum"],
                 dampening=group["dampening"],

@@ -15,7 +15,8 @@ void adam_step(const TensorList& params, const TensorList& grads, const TensorLi
   update_tensors<3>("adam_step", arguments, {&exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs}, [&](auto tag, size_t which) {
     using A = typename decltype(tag)::type;
     A step_size = A(lr / (1 - std::pow(beta1, steps[which])));
-    A correction2_sqrt = A(std::sqrt(1 - std::pow(beta2, steps[which])));
+    // A product: two divisions an element would take longer than memory does.
+    A inverse_correction2_sqrt = A(1 / std::sqrt(1 - std::pow(beta2, steps[which])));
     A decay = A(decoupled_weight_decay ? 0 : weight_decay);
     A shrink = A(decoupled_weight_decay ? 1 - lr * weight_decay : 1);
     return [=, new1 = A(1 - beta1), old2 = A(beta2), new2 = A(1 - beta2), epsilon = A(eps)](vec<A>& param, vec<A> grad,
@@ -26,7 +27,7 @@ void adam_step(const TensorList& params, const TensorList& grads, const TensorLi
       state[1] = state[1] * old2 + grad * grad * new2;
       vec<A> second = state[1];
       if (amsgrad) second = state[2] = max_nan(state[2], second);
-      vec<A> denominator = sqrt(second) / correction2_sqrt + epsilon;
+      vec<A> denominator = sqrt(second) * inverse_correction2_sqrt + epsilon;
       param -= state[0] / denominator * step_size;
     };
   });

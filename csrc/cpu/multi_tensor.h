@@ -140,11 +140,14 @@ template <int kStates>
 using StateLists = const TensorList* const[kStates];
 
 // Updates `count` elements side by side. S: the type of the state, and of the master weight if there is one.
+// `update` is a copy: the compiler then knows that no store of an element changes what it holds.
 template <int kStates, class T, class S, class Update>
-void update_run(T* param, T* grad, S* master, S* const (&state)[kStates], int64_t count, acc_t<S> grad_factor,
-                bool maximize, bool zero_grad, const Update& update) {
+void update_run(T* param, T* grad, S* master, S* const (&state_pointers)[kStates], int64_t count, acc_t<S> grad_factor,
+                bool maximize, bool zero_grad, Update update) {
   using A = acc_t<S>;
   constexpr int kLanes = lanes<A>;
+  S* state[kStates];
+  std::copy(state_pointers, state_pointers + kStates, state);
   vec<A> factor = broadcast(maximize ? -grad_factor : grad_factor);
   auto at = [&](int64_t i, auto read, auto write) {
     vec<A> g = read(grad + i) * factor;
