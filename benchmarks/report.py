@@ -91,10 +91,10 @@ def ops_table() -> str:
     ]
     for name, kernel in by_name.items():
         op, _, direction = name.rpartition("_")
-        if direction != "forward":
+        if direction == "backward":
             continue
         cells = [_cell(kernel, backend, found[kernel]) or "PyTorch" for backend in backends]
-        lines.append(f"| `{op}` | forward | {' | '.join(cells)} |")
+        lines.append(f"| `{op}` | {direction} | {' | '.join(cells)} |")
         backward = by_name.get(f"{op}_backward")
         if backward:
             cells = [_cell(backward, backend, found[backward]) or "PyTorch" for backend in backends]

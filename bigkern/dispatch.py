@@ -87,6 +87,12 @@ def why_not(backend: str, kernel, args) -> str | None:
     return supports(*args) if supports else None
 
 
+def device_of(args) -> torch.device:
+    """The device of a call: that of its first tensor."""
+    first = args[0]
+    return (first[0] if type(first) is list else first).device
+
+
 def choose(kernel, args) -> tuple[str, str | None]:
     """(backend, None), or ("", reason) where a forced backend cannot run the call."""
     if forced := forced_backend():
@@ -94,7 +100,7 @@ def choose(kernel, args) -> tuple[str, str | None]:
         return ("", reason) if reason else (forced, None)
     if kernel.torch_is_faster and kernel.torch_is_faster(*args):
         return "torch", None
-    for backend in AUTO_ORDER.get(args[0].device.type, ()):
+    for backend in AUTO_ORDER.get(device_of(args).type, ()):
         if why_not(backend, kernel, args) is None:
             return backend, None
     return "torch", None
@@ -133,7 +139,7 @@ def _decide(kernel, args) -> Decision:
         reasons[backend] = reason or ("the oracle, for tests" if backend == "reference" else f"{chosen} comes first")
     if forced_reason:
         reasons = {forced_backend(): forced_reason}
-    return Decision(kernel.name, str(args[0].device), chosen or None, reasons)
+    return Decision(kernel.name, str(device_of(args)), chosen or None, reasons)
 
 
 def explain(op, *args, **kwargs) -> list[Decision]:

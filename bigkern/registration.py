@@ -18,7 +18,7 @@ from . import dispatch
 LIBRARY = torch.library.Library("bigkern", "DEF")
 # Every kernel by name, in the order of definition.
 KERNELS: dict[str, "Kernel"] = {}
-PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, str, bool, int, float, type(None)))
+PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, list, str, bool, int, float, type(None)))
 DEVICE_KEYS = ("CPU", "CUDA")
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
@@ -32,8 +32,11 @@ def plain_eager(args) -> bool:
         return False
     if _len_torch_function_stack() or peek_interpreter_stack() is not None:
         return False
-    for arg in args:  # noqa: SIM110 - a generator would cost as much as all the rest
-        if type(arg) not in PLAIN_TYPES and isinstance(arg, torch.Tensor):
+    for arg in args:
+        if type(arg) is list:
+            if not PLAIN_TYPES.issuperset(map(type, arg)):
+                return False
+        elif type(arg) not in PLAIN_TYPES and isinstance(arg, torch.Tensor):
             return False
     return True
 
@@ -49,13 +52,21 @@ def too_small(op: str, reason: str, *tensors) -> bool:
     return tensors[0].is_cpu and plain_eager(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
 
 
+def _no_outputs(*args):
+    return ()
+
+
 class Kernel:
     """One operator with its implementations.
+
+    An operator that works in place says so in its schema, "name(Tensor(a!)[] params, ...) -> ()": it returns nothing,
+    has no derivative, and what it changes it changes in the arguments marked with "!", which are lists of tensors.
 
     Args:
         schema: "name(Tensor input, ...) -> (Tensor, ...)"; always several outputs or one, never depending on flags.
         module: the op's name, which is also the name of its file in every folder.
-        allocate: the outputs, empty, from the inputs. Also the fake implementation, so shapes are stated once.
+        allocate: the outputs, empty, from the inputs. Also the fake implementation, so shapes are stated once. Left out
+            where the operator works in place.
         torch: the same function in differentiable PyTorch operators.
         supports: per backend, a function of the arguments that gives None or the reason why it cannot run them
             (or None in place of the function: it can run all of them). "reference" and "torch" are always there.
@@ -72,8 +83,8 @@ class Kernel:
         schema: str,
         *,
         module: str,
-        allocate: Callable,
         torch: Callable,
+        allocate: Callable = _no_outputs,
         supports: dict[str, Callable | None],
         torch_is_faster: Callable | None = None,
         setup_context: Callable | None = None,
@@ -98,7 +109,11 @@ class Kernel:
         KERNELS[self.name] = self
         LIBRARY.define(self.schema)
         self.op = getattr(torch.ops.bigkern, self.name).default
-        self._returns_tuple = len(self.op._schema.returns) > 1
+        self._num_returns = len(self.op._schema.returns)
+        # Places of the lists that it changes in place.
+        self.mutated = [
+            place for place, arg in enumerate(self.op._schema.arguments) if arg.alias_info and arg.alias_info.is_write
+        ]
         for key in DEVICE_KEYS:
             LIBRARY.impl(self.name, self._implementation, key)
         torch.library.register_fake(f"bigkern::{self.name}", self._fake, lib=LIBRARY)
@@ -121,13 +136,21 @@ class Kernel:
                 output.fill_(float("nan") if output.is_floating_point() else -77)
         return outputs
 
+    def _returned(self, outputs):
+        """`outputs` as PyTorch expects them: nothing, a tensor, or a tuple of several."""
+        if self._num_returns > 1:
+            return outputs
+        return outputs[0] if outputs else None
+
     def _fake(self, *args):
-        outputs = self.allocate(*args)
-        return outputs if self._returns_tuple else outputs[0]
+        return self._returned(self.allocate(*args))
 
     def _implementation(self, *args):
         outputs = dispatch.run(self, args)
-        return outputs if self._returns_tuple else outputs[0]
+        for place in self.mutated:
+            # Autograd must notice when a tensor that it has saved was changed.
+            torch._C._increment_version(args[place])
+        return self._returned(outputs)
 
     def _needs_grad(self, args) -> bool:
         if self._differentiable and torch.is_grad_enabled():

@@ -17,10 +17,14 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.attr("compiler") = BIGKERN_COMPILER;
   module.def("add_layer_norm_forward", &bigkern::add_layer_norm_forward, release_gil());
   module.def("add_layer_norm_backward", &bigkern::add_layer_norm_backward, release_gil());
+  module.def("adagrad_step", &bigkern::adagrad_step, release_gil());
+  module.def("adam_step", &bigkern::adam_step, release_gil());
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
+  module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
+  module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("layer_norm_forward", &bigkern::layer_norm_forward, release_gil());
   module.def("layer_norm_backward", &bigkern::layer_norm_backward, release_gil());
@@ -30,4 +34,6 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());
   module.def("rms_norm_backward", &bigkern::rms_norm_backward, release_gil());
+  module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
+  module.def("sgd_step", &bigkern::sgd_step, release_gil());
 }

@@ -158,6 +158,16 @@ inline Tensor tensor_from_object(py::handle object) {
                        std::string(Py_TYPE(object.ptr())->tp_name));
 }
 
+inline TensorList tensors_from_list(py::handle object) {
+  if (!PyList_Check(object.ptr()))
+    throw py::type_error("bigkern._C: expected a list of tensors, got " + std::string(Py_TYPE(object.ptr())->tp_name));
+  TensorList tensors;
+  tensors.reserve(static_cast<size_t>(PyList_GET_SIZE(object.ptr())));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(object.ptr()); ++i)
+    tensors.push_back(tensor_from_object(PyList_GET_ITEM(object.ptr(), i)));
+  return tensors;
+}
+
 }  // namespace bigkern::python
 
 namespace pybind11::detail {
@@ -167,6 +177,15 @@ struct type_caster<bigkern::Tensor> {
   PYBIND11_TYPE_CASTER(bigkern::Tensor, const_name("Tensor"));
   bool load(handle source, bool /*convert*/) {
     value = bigkern::python::tensor_from_object(source);
+    return true;
+  }
+};
+
+template <>
+struct type_caster<bigkern::TensorList> {
+  PYBIND11_TYPE_CASTER(bigkern::TensorList, const_name("list[Tensor]"));
+  bool load(handle source, bool /*convert*/) {
+    value = bigkern::python::tensors_from_list(source);
     return true;
   }
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace bigkern {
 
@@ -29,5 +30,7 @@ struct Tensor {
     return static_cast<T*>(data);
   }
 };
+
+using TensorList = std::vector<Tensor>;
 
 }  // namespace bigkern

@@ -91,6 +91,23 @@ def test_signatures_agree_in_every_folder(name):
     assert list(inspect.signature(getattr(module, name)).parameters) == arguments
 
 
+@pytest.mark.parametrize("name", sorted(name for name in KERNELS if "[]" in KERNELS[name].schema))
+def test_lists_are_lists_in_every_folder(name):
+    kernel = KERNELS[name]
+    lists = [argument.name for argument in kernel.op._schema.arguments if "List" in str(argument.type)]
+    header = (ROOT / "csrc/cpu/kernels.h").read_text()
+    declared = re.search(rf"void {name}\((.*?)\);", header, re.DOTALL).group(1)
+    assert re.findall(r"const TensorList& (\w+)", declared) == lists
+
+
+@pytest.mark.parametrize("name", sorted(name for name in KERNELS if KERNELS[name].mutated))
+def test_what_works_in_place_returns_nothing_and_has_no_derivative(name):
+    kernel = KERNELS[name]
+    assert not kernel.op._schema.returns
+    assert not kernel._differentiable
+    assert name.endswith("_step")
+
+
 @pytest.mark.parametrize("name", sorted(KERNELS))
 def test_outputs_do_not_depend_on_flags(name):
     """Every kernel returns as many tensors as its schema says: none of them is optional."""

@@ -1,5 +1,6 @@
 """Modules with the names, arguments and state_dict of torch.nn."""
 
+from . import utils
 from .attention import MultiheadAttention
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
@@ -15,4 +16,5 @@ __all__ = [
     "QuantizedLinear",
     "RMSNorm",
     "quantize_linears",
+    "utils",
 ]

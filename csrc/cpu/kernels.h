@@ -16,6 +16,16 @@ void add_layer_norm_backward(const Tensor& grad_output, const Tensor& grad_sum, 
                              double dropout_p, bool needs_sum_grad, bool needs_weight_grad, bool needs_bias_grad,
                              const Tensor& grad_input, const Tensor& grad_residual, const Tensor& grad_weight,
                              const Tensor& grad_bias);
+void adagrad_step(const TensorList& params, const TensorList& grads, const TensorList& state_sums,
+                  const TensorList& state_steps, const TensorList& master_params, const Tensor& grad_factor,
+                  const Tensor& found_inf, double lr, double lr_decay, double eps, double weight_decay, bool maximize,
+                  bool zero_grad);
+
+void adam_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+               const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& state_steps,
+               const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
+               double beta1, double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
+               bool zero_grad);
 
 void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
@@ -33,6 +43,10 @@ void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const 
                             const Tensor& lse, const Tensor& total_weight, int64_t ignore_index,
                             const std::string& reduction, double label_smoothing, bool needs_target_grad,
                             const Tensor& grad_input, const Tensor& grad_target);
+
+void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
+                       const Tensor& total_norm, const Tensor& grad_factor);
+void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
 
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
@@ -60,5 +74,14 @@ void rms_norm_forward(const Tensor& input, const Tensor& weight, double eps, con
 void rms_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& rstd,
                        bool needs_input_grad, bool needs_weight_grad, const Tensor& grad_input,
                        const Tensor& grad_weight);
+void rmsprop_step(const TensorList& params, const TensorList& grads, const TensorList& square_avgs,
+                  const TensorList& grad_avgs, const TensorList& momentum_buffers, const TensorList& state_steps,
+                  const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
+                  double alpha, double eps, double weight_decay, double momentum, bool maximize, bool zero_grad);
+
+void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+              const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
+              double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+              bool zero_grad);
 
 }  // namespace bigkern

@@ -231,6 +231,28 @@ inline V minimum(V a, V b) {
   return a < b ? a : b;
 }
 
+// Correctly rounded; NaN below zero.
+inline vec<float> sqrt(vec<float> x) {
+#if defined(__AVX512F__)
+  return (vec<float>)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (vec<float>)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int lane = 0; lane < lanes<float>; ++lane) x[lane] = std::sqrt(x[lane]);
+  return x;
+#endif
+}
+inline vec<double> sqrt(vec<double> x) {
+#if defined(__AVX512F__)
+  return (vec<double>)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  return (vec<double>)_mm256_sqrt_pd((__m256d)x);
+#else
+  for (int lane = 0; lane < lanes<double>; ++lane) x[lane] = std::sqrt(x[lane]);
+  return x;
+#endif
+}
+
 template <class A>
 inline A reduce_add(vec<A> v) {
   A sum = 0;
