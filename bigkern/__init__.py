@@ -11,20 +11,33 @@ __version__ = "0.1.0"
 
 if find_spec("torch"):
     from . import functional, nn, optim
+    from .arrays import accepts_arrays
     from .dispatch import explain, use_backend
+    from .ops import add_layer_norm as _add_layer_norm
+    from .ops import attention as _attention
+    from .ops import cross_entropy as _cross_entropy
+    from .ops import int8_linear as _int8_linear
+    from .ops import layer_norm as _layer_norm
+    from .ops import linear_act as _linear_act
+    from .ops import quantize as _quantize
+    from .ops import rms_norm as _rms_norm
     from .ops.adagrad import adagrad
     from .ops.adam import adam
-    from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
-    from .ops.attention import attention, attention_with_lse
-    from .ops.cross_entropy import cross_entropy
     from .ops.grad_norm import grad_norm
-    from .ops.int8_linear import int8_linear
-    from .ops.layer_norm import layer_norm
-    from .ops.linear_act import linear_act
-    from .ops.quantize import dequantize, quantize
-    from .ops.rms_norm import rms_norm
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
+
+    add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
+    add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
+    attention = accepts_arrays(_attention.attention)
+    attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
+    dequantize = accepts_arrays(_quantize.dequantize)
+    int8_linear = accepts_arrays(_int8_linear.int8_linear)
+    layer_norm = accepts_arrays(_layer_norm.layer_norm)
+    linear_act = accepts_arrays(_linear_act.linear_act)
+    quantize = accepts_arrays(_quantize.quantize)
+    rms_norm = accepts_arrays(_rms_norm.rms_norm)
 else:
 
     def __getattr__(name):
