@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <utility>
 #include <vector>
@@ -134,9 +135,12 @@ void start_tensor_load(void* shared, const void* map, uint64_t* barrier, const i
 
 bool do_a_copy() {
   if (loads.empty()) return false;
-  // The newest first: their order is not promised.
-  Load load = loads.back();
-  loads.pop_back();
+  // Their order is not promised: the newest of those that somebody waits for, since the others may be later still.
+  auto awaited = [](const Load& load) { return is_awaited(&barrier_at("tensor_load", load.barrier, load.site)); };
+  auto newest = std::find_if(loads.rbegin(), loads.rend(), awaited);
+  if (newest == loads.rend()) newest = loads.rbegin();
+  Load load = *newest;
+  loads.erase(std::next(newest).base());
   do_load(load);
   return true;
 }
@@ -178,11 +182,12 @@ void wait_for_tensor_stores(int pending) {
 // ---- ends ----------------------------------------------------------------------------------------------------------
 
 void end_thread_transactions() {
-  Stores& mine = stores[self];
-  bool waited = mine.open.empty();
-  for (const StoreGroup& group : mine.committed) waited = waited && group.empty();
+  auto mine = stores.find(self);
+  if (mine == stores.end()) return;
+  bool waited = mine->second.open.empty();
+  for (const StoreGroup& group : mine->second.committed) waited = waited && group.empty();
   if (!waited) fail(here(), "a thread ends while its tensor stores may still read shared memory");
-  stores.erase(self);
+  stores.erase(mine);
 }
 
 void end_block_transactions() {
