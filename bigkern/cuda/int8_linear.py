@@ -9,7 +9,8 @@ from .gemm import cdiv
 from .linear_act import ACTIVATIONS, PASS_THREADS, reads_whole_pieces
 from .machine import build, machine_of
 
-SHORT_ROW = 2048  # numbers that one warp goes through in 8 rounds
+SHORT_ROW = 2048  # numbers that one warp goes through in 4 rounds
+ROW_PIECE = 16  # numbers that a thread quantizes at a time (csrc/cuda/int8_linear_passes.cu)
 
 
 def launch_quantize_rows(input, qinput, input_scale):
@@ -21,7 +22,7 @@ def launch_quantize_rows(input, qinput, input_scale):
         "quantize_short_rows_kernel" if by_warp else "quantize_long_rows_kernel",
         cdiv(M, PASS_THREADS // 32) if by_warp else M,
         PASS_THREADS,
-        (input, qinput, input_scale, M, K, *input.stride(), qinput.stride(0), reads_whole_pieces(input)),
+        (input, qinput, input_scale, M, K, *input.stride(), qinput.stride(0), reads_whole_pieces(input, ROW_PIECE)),
     )
 
 

@@ -162,8 +162,8 @@ def launch_activation_backward(grad_output, saved, activation, grad_z, grad_bias
         machine.launch(passes, "sum_columns_kernel", cdiv(N, 32), PASS_THREADS, (column_sums, grad_bias, row_blocks, N))
 
 
-def reads_whole_pieces(tensor):
-    return tensor.shape[1] % gemm.PIECE == 0 and gemm.is_aligned(tensor, inner=1)
+def reads_whole_pieces(tensor, piece=gemm.PIECE):
+    return tensor.shape[1] % piece == 0 and gemm.is_aligned(tensor, inner=1)
 
 
 def linear_act_forward(input, weight, bias, activation, save_pre_activation, output, pre_activation):

@@ -43,17 +43,24 @@ DEVICE void load_values(float (&values)[count], const T* pointer, int64 stride, 
   }
 }
 
-// Writes the first `left` of `count` values.
+// Writes `count` values to an aligned place, or the first `left` of them anywhere.
 template <int count, class T>
 DEVICE void store_values(T* pointer, const float (&values)[count], int64 left, bool vectors) {
-  constexpr int width = min_of(count, kWidest<T>);
-  if (vectors) {  // all are left then: rows are whole pieces
+  if (vectors) {
+    if constexpr (sizeof(T) == 2 && count > 1) {
+      Vector<uint32, count / 2> pairs;
 #pragma unroll
-    for (int first = 0; first < count; first += width) {
-      Vector<T, width> vector;
+      for (int i = 0; i < count / 2; ++i) pairs.values[i] = pack<T>(values[2 * i], values[2 * i + 1]);
+      store_vector(reinterpret_cast<uint32*>(pointer), pairs);
+    } else {
+      constexpr int width = min_of(count, kWidest<T>);
 #pragma unroll
-      for (int i = 0; i < width; ++i) vector.values[i] = from_float<T>(values[first + i]);
-      store_vector(pointer + first, vector);
+      for (int first = 0; first < count; first += width) {
+        Vector<T, width> vector;
+#pragma unroll
+        for (int i = 0; i < width; ++i) vector.values[i] = from_float<T>(values[first + i]);
+        store_vector(pointer + first, vector);
+      }
     }
   } else {
 #pragma unroll

@@ -6,6 +6,7 @@
 #endif
 
 constexpr int kThreads = 256;
+constexpr int kRowPiece = 16;                      // numbers of a row that a thread takes at a time: 16 bytes of int8
 constexpr float kSmallestScale = 1.17549435e-38f;  // a subnormal scale would lose its digits
 
 // One row of input [M, K] to int8 and its scale, by `threads` threads. It is read twice; caches hold it meanwhile.
@@ -14,23 +15,23 @@ DEVICE void quantize_row(const SCALAR* row, int8* qrow, float* scale_place, int6
                          float* scratch) {
   int thread = threadIdx.x % threads;
   float largest = 0;
-  for (int64 k = int64(thread) * kPiece; k < K; k += threads * kPiece) {
-    float x[kPiece];
+  for (int64 k = int64(thread) * kRowPiece; k < K; k += threads * kRowPiece) {
+    float x[kRowPiece];
     load_values(x, row + k * k_stride, k_stride, K - k, vectors);
 #pragma unroll
-    for (int i = 0; i < kPiece; ++i) largest = Max()(largest, fabsf(x[i]));
+    for (int i = 0; i < kRowPiece; ++i) largest = Max()(largest, fabsf(x[i]));
   }
   largest = block_reduce<threads>(largest, Max(), scratch);
   float scale = largest == 0 ? 1.0f : fmaxf(largest / 127.0f, kSmallestScale);
   if (!(largest < kInfinity)) scale = kNaN;
   if (thread == 0) *scale_place = scale;
 
-  for (int64 k = int64(thread) * kPiece; k < K; k += threads * kPiece) {
-    float x[kPiece];
+  for (int64 k = int64(thread) * kRowPiece; k < K; k += threads * kRowPiece) {
+    float x[kRowPiece];
     load_values(x, row + k * k_stride, k_stride, K - k, vectors);
-    Vector<int8, kPiece> q;
+    Vector<int8, kRowPiece> q;
 #pragma unroll
-    for (int i = 0; i < kPiece; ++i) q.values[i] = int8(round_to_int8(x[i] / scale));
+    for (int i = 0; i < kRowPiece; ++i) q.values[i] = int8(round_to_int8(x[i] / scale));
     store_vector(qrow + k, q);  // rows of qinput have room for whole pieces
   }
 }

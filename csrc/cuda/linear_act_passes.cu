@@ -33,8 +33,9 @@ KERNEL __launch_bounds__(kThreads)
   int64 last_row = min_of((row_block + 1) * kRows, M);
   float sums[kPiece] = {};
   if (left > 0) {
+    SCALAR* to = grad_z + (row_block * kRows + warp) * grad_z_row_stride + col;
 #pragma unroll 1
-    for (int64 row = row_block * kRows + warp; row < last_row; row += kWarps) {
+    for (int64 row = row_block * kRows + warp; row < last_row; row += kWarps, to += kWarps * grad_z_row_stride) {
       float gradient[kPiece];
       load_values(gradient, grad_output + row * grad_row_stride + col * grad_col_stride, grad_col_stride, left,
                   grad_vectors);
@@ -43,10 +44,10 @@ KERNEL __launch_bounds__(kThreads)
         load_values(kept, saved + row * saved_row_stride + col * saved_col_stride, saved_col_stride, left,
                     saved_vectors);
         apply_activation_backward(gradient, kept, int(activation));
-        store_values(grad_z + row * grad_z_row_stride + col, gradient, left, true);  // its rows have room
       }
 #pragma unroll
       for (int i = 0; i < kPiece; ++i) sums[i] += gradient[i];
+      if (grad_z) store_values(to, gradient, left, true);  // its rows have room
     }
   }
   if (!column_sums) return;
