@@ -54,6 +54,7 @@ extern Thread* self;
 // Lets other threads run until `release(event)`.
 void wait(const char* what, Site site, const void* event);
 void release(const void* event);
+bool is_awaited(const void* event);
 
 // Barrier `id` of a block. `threads` 0: all that have not exited.
 void barrier(const char* what, int id, int threads, bool waits, Site site);

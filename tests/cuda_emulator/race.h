@@ -37,6 +37,8 @@ void race_start_grid(int blocks);
 void race_start_block(int block, int threads);
 
 void race_access(const void* address, size_t bytes, Access access, Site site, const Thread* thread = self);
+// The same, as the compiler reports it: `where` is an address in the program.
+void race_instrumented_access(const void* address, size_t bytes, Access access, uint32_t where);
 // By the asynchronous proxy: what ordinary stores left there must have been fenced.
 void race_proxy_read(const void* address, size_t bytes, Site site);
 void race_proxy_fence();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <utility>
 #include <vector>
@@ -134,9 +135,12 @@ void start_tensor_load(void* shared, const void* map, uint64_t* barrier, const i
 
 bool do_a_copy() {
   if (loads.empty()) return false;
-  // The newest first: their order is not promised.
-  Load load = loads.back();
-  loads.pop_back();
+  // Their order is not promised: the newest of those that somebody waits for, since the others may be later still.
+  auto awaited = [](const Load& load) { return is_awaited(&barrier_at("tensor_load", load.barrier, load.site)); };
+  auto newest = std::find_if(loads.rbegin(), loads.rend(), awaited);
+  if (newest == loads.rend()) newest = loads.rbegin();
+  Load load = *newest;
+  loads.erase(std::next(newest).base());
   do_load(load);
   return true;
 }
