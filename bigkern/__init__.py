@@ -10,12 +10,21 @@ __version__ = "0.1.0"
 
 if find_spec("torch"):
     from . import functional, nn
+    from .arrays import accepts_arrays
     from .dispatch import explain, use_backend
-    from .ops.attention import attention, attention_with_lse
-    from .ops.cross_entropy import cross_entropy
-    from .ops.int8_linear import int8_linear
-    from .ops.linear_act import linear_act
-    from .ops.quantize import dequantize, quantize
+    from .ops import attention as _attention
+    from .ops import cross_entropy as _cross_entropy
+    from .ops import int8_linear as _int8_linear
+    from .ops import linear_act as _linear_act
+    from .ops import quantize as _quantize
+
+    attention = accepts_arrays(_attention.attention)
+    attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
+    dequantize = accepts_arrays(_quantize.dequantize)
+    int8_linear = accepts_arrays(_int8_linear.int8_linear)
+    linear_act = accepts_arrays(_linear_act.linear_act)
+    quantize = accepts_arrays(_quantize.quantize)
 else:
 
     def __getattr__(name):

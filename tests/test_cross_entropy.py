@@ -112,7 +112,7 @@ def test_weights_and_label_smoothing(place, shape, probabilities, label_smoothin
 @pytest.mark.parametrize("shape", [(3, 1000), (2, 50257), (1, 70001), (600, 3), (1, 17, 1200), (40, 65, 33)])
 def test_sizes_beyond_one_piece_or_block(place, shape):
     if place.slow and math.prod(shape) > 4000:
-        shape = tuple(min(size, 40) for size in shape)
+        shape = tuple(min(size, 40 if place.backend == "triton" else 20) for size in shape)
     for dtype in place.dtypes:
         for probabilities in (False, True):
             check(place, *make(place, shape, dtype, probabilities)[:2])
@@ -414,7 +414,7 @@ def test_target_out_of_bounds(place, shape, bad):
     target.view(-1)[-1] = bad
     for options in ({}, {"weight": weight}, {"label_smoothing": 0.1}, {"reduction": "none"}):
         with place.use():
-            if place.backend == "triton":
+            if place.backend in ("triton", "cuda"):
                 # A GPU is not made to wait for the answer: the loss is loud instead.
                 loss = bigkern.cross_entropy(logits, target, **options)
                 assert loss.view(-1)[-1].isnan()

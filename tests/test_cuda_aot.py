@@ -27,7 +27,8 @@ ARCHITECTURES = (80, 90, 100)
 SOURCES = sorted(path.stem for path in source_files.FOLDER.glob("*.cu"))
 
 # What bounds each kernel: "matrix" products on the matrix units (float32, whose digits those do not keep, without);
-# "stream" reads and writes large arrays; "read" reads them and writes next to nothing; "small" works on what other
+# "stream" reads and writes large arrays; "read" reads them and writes next to nothing, or int8, and "write" the other
+# way round; "small" works on what other
 # kernels have reduced. Kernels of one name in two sources are of one kind.
 KINDS = {
     "activation_backward_kernel": "stream",
@@ -38,11 +39,25 @@ KINDS = {
     "attention_backward_query_warpgroup_kernel": "matrix",
     "attention_forward_kernel": "matrix",
     "attention_forward_warpgroup_kernel": "matrix",
+    "column_range_kernel": "read",
+    "cross_entropy_backward_positions_kernel": "stream",
+    "cross_entropy_backward_rows_kernel": "stream",
+    "cross_entropy_merge_kernel": "small",
+    "cross_entropy_positions_kernel": "read",
+    "cross_entropy_reduce_kernel": "small",
+    "cross_entropy_rows_kernel": "read",
+    "dequantize_columns_kernel": "write",
+    "dequantize_kernel": "write",
+    "group_range_kernel": "read",
+    "group_scale_kernel": "small",
     "int8_linear_kernel": "matrix",
     "int8_linear_warpgroup_kernel": "matrix",
     "linear_act_kernel": "matrix",
     "linear_act_warpgroup_kernel": "matrix",
+    "quantize_columns_kernel": "read",
+    "quantize_kernel": "read",
     "quantize_long_rows_kernel": "stream",
+    "quantize_rows_kernel": "read",
     "quantize_short_rows_kernel": "stream",
     "sum_columns_kernel": "small",
     "sum_splits_kernel": "stream",
@@ -116,7 +131,7 @@ def faults_of(arch, launch, code, kind):
         yield f"{launch.shared_bytes + code.shared_bytes} bytes of shared memory"
     if not blocks_per_multiprocessor(arch, code, launch.block, launch.shared_bytes):
         yield f"{launch.block} threads of {code.registers} registers do not fit a multiprocessor"
-    if kind not in ("matrix", "stream", "read", "small"):
+    if kind not in ("matrix", "stream", "read", "write", "small"):
         yield "is missing in KINDS of this test"
     found = {opcode.split(".")[0] for opcode in code.matrix}
     wanted = matrix_instruction(launch) if kind == "matrix" else None
@@ -125,7 +140,7 @@ def faults_of(arch, launch, code, kind):
     bulk = code.count(sass.BULK_LOAD)
     if kind in ("matrix", "stream", "read") and max(code.load_bits, 128 * bool(bulk)) < 128:
         yield f"its widest load moves {code.load_bits} bits"
-    if kind == "stream" and max(code.store_bits, 128 * bool(code.count(sass.BULK_STORE))) < 128:
+    if kind in ("stream", "write") and max(code.store_bits, 128 * bool(code.count(sass.BULK_STORE))) < 128:
         yield f"its widest store moves {code.store_bits} bits"
 
 

@@ -115,6 +115,8 @@ def test_any_strides(place, layout):
             input, weight, bias, grad_output = make_inputs(place, M, 37, 29, dtype)
             bias = bias.repeat_interleave(2)[::2]
             for activation in ("none", "silu"):
+                if place.slow and (activation == "none") == (dtype == torch.float16):
+                    continue  # "silu" in float16, "none" in the others
                 check(place, arrange(input), weight, bias, grad_output, activation)
                 check(place, input, arrange(weight), bias, grad_output, activation)
                 check(place, arrange(input), arrange(weight), bias, arrange(grad_output), activation)
@@ -331,7 +333,7 @@ def test_linear_is_torch_linear(place):
             actual = F.linear(input, w, b)
             assert actual.shape == expected.shape
             torch.testing.assert_close(actual, expected)
-    assert F.linear_act is bigkern.linear_act
+    assert F.linear_act is bigkern.linear_act.__wrapped__  # which takes arrays of other libraries, too
 
 
 def test_linear_module_is_a_drop_in(place):

@@ -21,7 +21,7 @@ def quantize(tensor):
 
 
 def cross_entropy(tensor):
-    for shape in ((4096, 10), (4096, 1000), (8192, 32000), (2048, 131072), (8, 32, 256, 256)):
+    for shape in ((4096, 10), (4096, 1000), (8192, 32000), (2048, 131072), (16, 131072), (8, 32, 256, 256)):
         target = tensor(shape[0], *shape[2:], dtype=torch.int64)
         for weight in (None, tensor(shape[1])):
             for label_smoothing in (0.0, 0.1):

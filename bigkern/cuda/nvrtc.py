@@ -16,7 +16,8 @@ import torch
 from . import source_files
 from .machine import Build
 
-OPTIONS = ("--std=c++17",)
+# NVRTC takes a generic lambda for a host function, unlike nvcc, unless the default is the device.
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 
 PROTOTYPES = {
     "nvrtcVersion": (POINTER(c_int), POINTER(c_int)),

@@ -1,5 +1,7 @@
 """What each kernel uses of a GPU, as a table: registers, shared memory, occupancy, matrix instructions."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from . import nvrtc
 from .machine import arch_name
 from .sass import KernelCode, read_cubin
@@ -36,7 +38,8 @@ def markdown_table(launches, cubins) -> str:
         launches: {(op, arch): [Launch]}.
         cubins: {(build, arch name): cubin}.
     """
-    codes = {key: read_cubin(cubin) for key, cubin in cubins.items()}
+    with ThreadPoolExecutor() as pool:
+        codes = dict(zip(cubins, pool.map(read_cubin, cubins.values()), strict=True))
     lines = [
         "# What each CUDA kernel uses",
         "",

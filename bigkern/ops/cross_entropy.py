@@ -224,7 +224,11 @@ cross_entropy_forward = Kernel(
     module="cross_entropy",
     allocate=_allocate_forward,
     torch=_forward_torch,
-    supports={"cpu": None, "triton": lambda input, *_: _triton_supports(input)},
+    supports={
+        "cpu": None,
+        "triton": lambda input, *_: _gpu_supports(input),
+        "cuda": lambda input, *_: _cuda_supports(input),
+    },
     setup_context=_setup_context,
     backward=_backward,
     autocast="float32",
@@ -274,8 +278,13 @@ def _backward_torch(
     return grad_input.to(input.dtype), grad_target.to(target.dtype)
 
 
-def _triton_supports(input):
+def _gpu_supports(input):
     return "float64 is left to PyTorch on a GPU" if input.dtype == torch.float64 else None
+
+
+def _cuda_supports(input):
+    # Within a row, the kernels count in 32 bits.
+    return "more than 2^30 classes" if input.shape[1] > 1 << 30 else _gpu_supports(input)
 
 
 cross_entropy_backward = Kernel(
@@ -285,6 +294,10 @@ cross_entropy_backward = Kernel(
     module="cross_entropy",
     allocate=_allocate_backward,
     torch=_backward_torch,
-    supports={"cpu": None, "triton": lambda grad_loss, input, *_: _triton_supports(input)},
+    supports={
+        "cpu": None,
+        "triton": lambda grad_loss, input, *_: _gpu_supports(input),
+        "cuda": lambda grad_loss, input, *_: _cuda_supports(input),
+    },
     recompute=True,
 )

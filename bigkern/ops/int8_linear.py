@@ -117,7 +117,7 @@ def _int8_linear_torch(input, qweight, weight_scale, bias, activation, save_pre_
     return output, pre_activation.to(input.dtype) if save_pre_activation else output.new_empty(0)
 
 
-def _triton_supports(input, qweight, weight_scale, bias, activation, save_pre_activation):
+def _gpu_supports(input, qweight, weight_scale, bias, activation, save_pre_activation):
     return "float64 is left to PyTorch on a GPU" if input.dtype == torch.float64 else None
 
 
@@ -167,7 +167,7 @@ int8_linear_forward = Kernel(
     module="int8_linear",
     allocate=_allocate,
     torch=_int8_linear_torch,
-    supports={"cpu": None, "triton": _triton_supports},
+    supports={"cpu": None, "triton": _gpu_supports, "cuda": _gpu_supports},
     setup_context=_setup_context,
     backward=_backward,
 )

@@ -142,7 +142,7 @@ def _forward_torch(input, weight, bias, activation, save_pre_activation):
     return output, pre_activation.clone() if output is pre_activation else pre_activation
 
 
-def _triton_supports_forward(input, weight, bias, activation, save_pre_activation):
+def _gpu_supports_forward(input, weight, bias, activation, save_pre_activation):
     return "float64 is left to PyTorch on a GPU" if input.dtype == torch.float64 else None
 
 
@@ -194,7 +194,7 @@ def _backward_torch(grad_output, input, weight, saved, activation, needs_input, 
     )
 
 
-def _triton_supports_backward(grad_output, *args):
+def _gpu_supports_backward(grad_output, *args):
     return "float64 is left to PyTorch on a GPU" if grad_output.dtype == torch.float64 else None
 
 
@@ -208,7 +208,7 @@ linear_act_backward = Kernel(
     torch_is_faster=lambda grad_output, input, *_: _bfloat16_is_faster_in_torch(
         input.shape[0], input.dtype, input.device
     ),
-    supports={"cpu": None, "triton": _triton_supports_backward},
+    supports={"cpu": None, "triton": _gpu_supports_backward, "cuda": _gpu_supports_backward},
     recompute=True,
 )
 
@@ -219,7 +219,7 @@ linear_act_forward = Kernel(
     allocate=_allocate_forward,
     torch=_forward_torch,
     torch_is_faster=lambda input, *_: _bfloat16_is_faster_in_torch(input.shape[0], input.dtype, input.device),
-    supports={"cpu": None, "triton": _triton_supports_forward},
+    supports={"cpu": None, "triton": _gpu_supports_forward, "cuda": _gpu_supports_forward},
     setup_context=_setup_forward,
     backward=_backward_forward,
     autocast="lower_precision",

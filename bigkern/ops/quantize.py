@@ -150,7 +150,7 @@ def _quantize_torch(input, symmetric):
     return qinput, scale, zero_point
 
 
-def _triton_supports_quantize(input, symmetric):
+def _gpu_supports_quantize(input, symmetric):
     return "float64 is left to PyTorch on a GPU" if input.dtype == torch.float64 else None
 
 
@@ -159,7 +159,7 @@ quantize_forward = Kernel(
     module="quantize",
     allocate=_allocate_quantize,
     torch=_quantize_torch,
-    supports={"cpu": None, "triton": _triton_supports_quantize},
+    supports={"cpu": None, "triton": _gpu_supports_quantize, "cuda": _gpu_supports_quantize},
 )
 
 
@@ -177,7 +177,7 @@ def _dequantize_torch(qinput, scale, zero_point, dtype):
     return ((q * scale[:, None]).to(dtype),)
 
 
-def _triton_supports_dequantize(qinput, scale, zero_point, dtype):
+def _gpu_supports_dequantize(qinput, scale, zero_point, dtype):
     return "float64 is left to PyTorch on a GPU" if dtype == torch.float64 else None
 
 
@@ -199,7 +199,7 @@ dequantize_forward = Kernel(
     module="quantize",
     allocate=_allocate_dequantize,
     torch=_dequantize_torch,
-    supports={"cpu": None, "triton": _triton_supports_dequantize},
+    supports={"cpu": None, "triton": _gpu_supports_dequantize, "cuda": _gpu_supports_dequantize},
     setup_context=_setup_dequantize,
     backward=_backward_dequantize,
 )

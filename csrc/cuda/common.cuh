@@ -10,12 +10,12 @@ constexpr uint32 kAllLanes = 0xFFFFFFFF;
 #define kNaN __uint_as_float(0x7FC00000)
 
 template <class T>
-DEVICE T min_of(T a, T b) {
+DEVICE constexpr T min_of(T a, T b) {
   return b < a ? b : a;
 }
 
 template <class T>
-DEVICE T max_of(T a, T b) {
+DEVICE constexpr T max_of(T a, T b) {
   return a < b ? b : a;
 }
 

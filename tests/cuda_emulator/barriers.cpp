@@ -33,7 +33,7 @@ static void require_agreement(const Barrier& barrier) {
 }
 
 static void complete_if_all_came(Barrier& barrier) {
-  int expected = barrier.threads ? barrier.threads : alive();
+  int expected = barrier.threads ? barrier.threads : num_alive;
   if (barrier.arrived == 0 || barrier.arrived < expected) return;
   require_agreement(barrier);
   for (int i = 0; i < num_threads; ++i)

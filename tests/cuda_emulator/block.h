@@ -9,11 +9,11 @@ namespace emulator {
 
 extern const Launch* current;
 extern int num_threads;
+// Threads that have not exited.
+extern int num_alive;
 // By rank; more of them may be left from a larger block.
 extern std::vector<Thread*> threads;
 
-// Threads that have not exited.
-int alive();
 void go_on(Thread& thread);
 void switch_to_scheduler();
 

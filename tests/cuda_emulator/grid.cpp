@@ -15,7 +15,7 @@ namespace emulator {
 
 Thread* self;
 const Launch* current;
-int num_threads;
+int num_threads, num_alive;
 std::vector<Thread*> threads;
 
 static Fiber scheduler;
@@ -69,16 +69,11 @@ void release(const void* event) {
     if (threads[i]->event == event) go_on(*threads[i]);
 }
 
-int alive() {
-  int count = 0;
-  for (int i = 0; i < num_threads; ++i) count += !threads[i]->exited;
-  return count;
-}
-
 // Others may have waited for it.
 static void leave_block() {
   end_thread_transactions();
   self->exited = true;
+  --num_alive;
   recheck_barriers();
   recheck_warp();
 }
@@ -115,6 +110,7 @@ static void start_block(unsigned block) {
   poison_shared_memory();
   race_start_block(int(block), num_threads);
   start_barriers();
+  num_alive = num_threads;
   for (int i = 0; i < num_threads; ++i) {
     Thread& thread = *threads[i];
     thread.index = position(unsigned(i), current->block);
@@ -144,7 +140,7 @@ static bool run_lanes(int warp) {
 
 static void run_block() {
   std::vector<int> warps;
-  while (alive()) {
+  while (num_alive) {
     bool progress = false;
     put_in_order(warps, (num_threads + kLanes - 1) / kLanes);
     for (int warp : warps) {

@@ -182,11 +182,12 @@ void wait_for_tensor_stores(int pending) {
 // ---- ends ----------------------------------------------------------------------------------------------------------
 
 void end_thread_transactions() {
-  Stores& mine = stores[self];
-  bool waited = mine.open.empty();
-  for (const StoreGroup& group : mine.committed) waited = waited && group.empty();
+  auto mine = stores.find(self);
+  if (mine == stores.end()) return;
+  bool waited = mine->second.open.empty();
+  for (const StoreGroup& group : mine->second.committed) waited = waited && group.empty();
   if (!waited) fail(here(), "a thread ends while its tensor stores may still read shared memory");
-  stores.erase(self);
+  stores.erase(mine);
 }
 
 void end_block_transactions() {

@@ -1,0 +1,82 @@
+"""Arrays of other libraries as arguments of the public ops."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import bigkern
+
+OPS = (
+    *("attention", "attention_with_lse", "cross_entropy", "dequantize"),
+    *("int8_linear", "linear_act", "quantize"),
+)
+
+
+class Foreign:
+    """What every array library has: the two methods of DLPack, and nothing that torch knows otherwise."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def calls():
+    """{op: (positional arguments, keyword arguments)}"""
+    generator = np.random.default_rng(0)
+
+    def floats(*shape):
+        return generator.standard_normal(shape).astype(np.float32)
+
+    query, key, value = floats(2, 3, 5, 8), floats(2, 3, 7, 8), floats(2, 3, 7, 8)
+    numbers = generator.integers(-128, 128, (6, 8)).astype(np.int8)
+    return {
+        "attention": ((query, key, value), {"attn_mask": generator.random((5, 7)) < 0.8}),
+        "attention_with_lse": ((query, key, value), {"is_causal": True}),
+        "cross_entropy": ((floats(4, 9), np.arange(4)), {"weight": floats(9) ** 2}),
+        "dequantize": ((numbers, floats(6) ** 2), {"axis": 0, "dtype": torch.float16}),
+        "int8_linear": ((floats(3, 8), numbers, floats(6) ** 2), {"bias": floats(6), "activation": "gelu"}),
+        "linear_act": ((floats(3, 8), floats(6, 8)), {"bias": floats(6)}),
+        "quantize": ((floats(4, 9)[:, ::2],), {"axis": 0}),
+    }
+
+
+def mapped(function, args, kwargs):
+    convert = lambda value: function(value) if isinstance(value, np.ndarray) else value  # noqa: E731
+    return [convert(arg) for arg in args], {name: convert(value) for name, value in kwargs.items()}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("library", [np.asarray, Foreign])
+def test_ops_take_arrays_of_other_libraries_and_give_tensors(name, library):
+    args, kwargs = calls()[name]
+    tensor_args, tensor_kwargs = mapped(torch.from_numpy, args, kwargs)
+    array_args, array_kwargs = mapped(library, args, kwargs)
+    op = getattr(bigkern, name)
+    expected, results = op(*tensor_args, **tensor_kwargs), op(*array_args, **array_kwargs)
+    if not isinstance(expected, tuple):
+        expected, results = (expected,), (results,)
+    for tensor, result in zip(expected, results, strict=True):
+        assert type(result) is type(tensor)
+        assert result is None or torch.equal(result, tensor)
+
+
+def test_every_public_op_takes_arrays():
+    public = {name for name in bigkern.__all__ if inspect.isfunction(getattr(bigkern, name))}
+    assert public - {"explain", "use_backend"} == set(OPS)
+
+
+def test_arguments_may_all_be_named():
+    x = np.ones((2, 3), np.float32)
+    assert bigkern.linear_act(input=x, weight=x).tolist() == [[3, 3], [3, 3]]
+
+
+def test_what_is_no_array_is_the_ops_own_error():
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'dtype'"):
+        bigkern.quantize([1.0, 2.0])
