@@ -72,10 +72,13 @@ def attention(tensor):
             key, value = (tensor(4, 8, len_k, head_dim, requires_grad=True) for _ in range(2))
             for is_causal in (False, True):
                 output = bigkern.attention(query, key, value, is_causal=is_causal, enable_gqa=True)
-                output.sum().backward()
-    query, key, value = (tensor(4, 32, 1024, 64, requires_grad=True) for _ in range(3))
+                # a gradient that is stored, and the one that output.sum() sends
+                for grad_output in (tensor(*output.shape), tensor().expand(output.shape)):
+                    torch.autograd.grad(output, (query, key, value), grad_output, retain_graph=True)
     mask = tensor(4, 32, 1024, 1024, requires_grad=True)
-    bigkern.attention(query, key, value, mask, dropout_p=0.1).sum().backward()
+    for head_dim in (64, 128, 192, 256):
+        query, key, value = (tensor(4, 32, 1024, head_dim, requires_grad=True) for _ in range(3))
+        bigkern.attention(query, key, value, mask, dropout_p=0.1).sum().backward()
 
 
 CALLS = {

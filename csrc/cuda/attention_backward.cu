@@ -150,6 +150,18 @@ KERNEL __launch_bounds__(kKeyThreads, 1)
                                      batch_index * mask_stride_batch + walk.head * mask_stride_head, mask_stride_q,
                                      mask_stride_k, len_q, len_k, is_causal);
     const bool is_masked = mask_kind != kNoMask || (is_causal && start_q < warp_k + kWarpKeys - 1);
+    if (is_masked) {  // keys beyond len_k only reach rows that are never stored
+#pragma unroll
+      for (int m = 0; m < KEY_ROW_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < BLOCK_Q / 8; ++n) {
+          __syncwarp();  // else the compiler loads further ahead than registers last
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            probs[m][n][e] = visible(probs[m][n][e] * score_scale, start_q + 8 * n + lane % 4 * 2 + e % 2,
+                                     warp_k + 16 * m + lane / 4 + e / 2 * 8);
+        }
+    }
 #pragma unroll
     for (int n = 0; n < BLOCK_Q / 8; ++n) {
       const auto shift_pair = load_vector<2>(shifts + 8 * n + lane % 4 * 2);
@@ -158,14 +170,8 @@ KERNEL __launch_bounds__(kKeyThreads, 1)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const float row_shift = shift_pair.values[e % 2];
-          // keys beyond len_k only reach rows that are never stored
-          if (is_masked)
-            probs[m][n][e] = probability(visible(probs[m][n][e] * score_scale, start_q + 8 * n + lane % 4 * 2 + e % 2,
-                                                 warp_k + 16 * m + lane / 4 + e / 2 * 8) -
-                                             row_shift,
-                                         visible.is_additive(), to_base_2);
-          else
-            probs[m][n][e] = plain_probability(probs[m][n][e], score_scale, row_shift);
+          probs[m][n][e] = is_masked ? probability(probs[m][n][e] - row_shift, visible.is_additive(), to_base_2)
+                                     : plain_probability(probs[m][n][e], score_scale, row_shift);
         }
     }
 
@@ -312,20 +318,26 @@ KERNEL __launch_bounds__(kQueryThreads, 1)
     float probs[QUERY_ROW_TILES][BLOCK_K / 8][4];  // first the scores
     score_product<HEAD_DIM>(probs, query_tile + warp * kWarpQueries * key_pitch, key_tile);
     const bool is_masked = mask_kind != kNoMask || start_k + BLOCK_K > warp_full_end;
+    if (is_masked) {
+#pragma unroll
+      for (int m = 0; m < QUERY_ROW_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < BLOCK_K / 8; ++n) {
+          __syncwarp();  // as above
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            probs[m][n][e] = visible(probs[m][n][e] * score_scale, warp_q + 16 * m + lane / 4 + e / 2 * 8,
+                                     start_k + 8 * n + lane % 4 * 2 + e % 2);
+        }
+    }
 #pragma unroll
     for (int m = 0; m < QUERY_ROW_TILES; ++m)
 #pragma unroll
       for (int n = 0; n < BLOCK_K / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (is_masked)
-            probs[m][n][e] = probability(visible(probs[m][n][e] * score_scale, warp_q + 16 * m + lane / 4 + e / 2 * 8,
-                                                 start_k + 8 * n + lane % 4 * 2 + e % 2) -
-                                             shifts[m][e / 2],
-                                         visible.is_additive(), to_base_2);
-          else
-            probs[m][n][e] = plain_probability(probs[m][n][e], score_scale, shifts[m][e / 2]);
-        }
+        for (int e = 0; e < 4; ++e)
+          probs[m][n][e] = is_masked ? probability(probs[m][n][e] - shifts[m][e / 2], visible.is_additive(), to_base_2)
+                                     : plain_probability(probs[m][n][e], score_scale, shifts[m][e / 2]);
 
     float grads[QUERY_ROW_TILES][BLOCK_K / 8][4];  // of the probabilities, then of the scores
     score_product<VALUE_DIM>(grads, grad_output_tile + warp * kWarpQueries * value_pitch,
@@ -339,16 +351,24 @@ KERNEL __launch_bounds__(kQueryThreads, 1)
         for (int e = 0; e < 4; ++e) {
           if (rng_state != nullptr) grads[m][n][e] = kept >> e & 1 ? grads[m][n][e] * keep_scale : 0.0f;
           grads[m][n][e] = probs[m][n][e] * (grads[m][n][e] - deltas[m][e / 2]);
-          const int row = warp_q + 16 * m + lane / 4 + e / 2 * 8, column = start_k + 8 * n + lane % 4 * 2 + e % 2;
-          if (grad_attn_mask != nullptr && row < len_q && column < len_k) {
+        }
+      }
+    if (grad_attn_mask != nullptr) {
+#pragma unroll
+      for (int m = 0; m < QUERY_ROW_TILES; ++m)
+#pragma unroll
+        for (int n = 0; n < BLOCK_K / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int row = warp_q + 16 * m + lane / 4 + e / 2 * 8, column = start_k + 8 * n + lane % 4 * 2 + e % 2;
+            if (row >= len_q || column >= len_k) continue;
             const int64 offset = (place.head * len_q + row) * len_k + column;
             if (mask_kind == kFloatMask)
               static_cast<float*>(grad_attn_mask)[offset] = grads[m][n][e];
             else
               static_cast<SCALAR*>(grad_attn_mask)[offset] = from_float<SCALAR>(grads[m][n][e]);
           }
-        }
-      }
+    }
     value_product<HEAD_DIM>(sums, grads, key_tile);
   }
   cp_async_wait<0>();
