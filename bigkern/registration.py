@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch._C import _is_any_autocast_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import dispatch
@@ -18,21 +19,34 @@ from . import dispatch
 LIBRARY = torch.library.Library("bigkern", "DEF")
 # Every kernel by name, in the order of definition.
 KERNELS: dict[str, "Kernel"] = {}
-PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, str, bool, int, float, type(None)))
+PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
 DEVICE_KEYS = ("CPU", "CUDA")
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
 POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
 
 
+def no_modes() -> bool:
+    """True where nothing of torch's is switched on that wants to see the operators that are called."""
+    return not (
+        is_compiling()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
+        or peek_interpreter_stack()
+    )
+
+
 def plain_eager(args) -> bool:
     """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
-    if is_compiling() or _len_torch_dispatch_stack() or _is_any_autocast_enabled():
+    if not no_modes():
         return False
-    if _len_torch_function_stack() or peek_interpreter_stack() is not None:
-        return False
-    for arg in args:  # noqa: SIM110 - a generator would cost as much as all the rest
-        if type(arg) not in PLAIN_TYPES and isinstance(arg, torch.Tensor):
+    for arg in args:
+        if type(arg) in PLAIN_TENSORS:
+            if arg.is_neg():  # its memory holds the values with the other sign
+                return False
+        elif isinstance(arg, torch.Tensor):
             return False
     return True
 
@@ -95,8 +109,10 @@ class Kernel:
         for key in DEVICE_KEYS:
             LIBRARY.impl(self.name, self._implementation, key)
         torch.library.register_fake(f"bigkern::{self.name}", self._fake, lib=LIBRARY)
-        self._direct = _autograd_function(self.name, self._implementation, setup_context, backward)
-        self._through_dispatcher = _autograd_function(self.name, self.op, setup_context, backward)
+        function = _autograd_function(self.name, self._implementation, setup_context, backward)
+        # Function.apply looks for functorch first, which `plain_eager` has ruled out, for a third of a call's cost.
+        self._apply_directly = super(torch.autograd.Function, function).apply
+        self._through_dispatcher = _autograd_function(self.name, _below_autograd(self.op), setup_context, backward)
         LIBRARY.impl(self.name, self._autograd_kernel, "Autograd")
         if autocast:
             for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
@@ -129,27 +145,37 @@ class Kernel:
         return False
 
     def _autograd_kernel(self, *args):
+        if self._differentiable and forward_ad._current_level >= 0:
+            # Forward-mode derivatives: PyTorch's operators have the formulas.
+            outputs = self.torch(*args)
+            return outputs if self._returns_tuple else outputs[0]
         if self._needs_grad(args):
             return self._through_dispatcher.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.op(*args)
+        return _below_autograd(self.op)(*args)
 
     def __call__(self, *args):
         if not plain_eager(args):
             return self.op(*args)
         if self._needs_grad(args):
-            return self._direct.apply(*args)
+            return self._apply_directly(*args)
         return self._implementation(*args)
 
 
+def _below_autograd(op):
+    def call(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return call
+
+
 def _autograd_function(name, call, setup_context, backward):
-    """A torch.autograd.Function whose forward is `call`, below autograd."""
+    """A torch.autograd.Function whose forward is `call`."""
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            with torch._C._AutoDispatchBelowAutograd():
-                outputs = call(*args)
+            outputs = call(*args)
             setup_context(ctx, args, outputs)
             # Backward may run on another thread, which does not see this thread's `use_backend`.
             ctx.bigkern_backend = dispatch.forced_backend()

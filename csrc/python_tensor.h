@@ -148,14 +148,21 @@ inline Tensor tensor_from_methods(py::handle object) {
   return tensor;
 }
 
-inline Tensor tensor_from_object(py::handle object) {
-  if (object.is_none()) return Tensor{};
+inline Tensor read_tensor(py::handle object) {
   if (const DLPackExchangeTable* table = exchange_table(Py_TYPE(object.ptr())))
     return tensor_from_exchange(table, object);
   if (py::hasattr(object, "data_ptr")) return tensor_from_methods(object);
   if (py::hasattr(object, "ctypes")) return tensor_from_numpy(object);
   throw py::type_error("bigkern._C: expected a torch.Tensor or numpy.ndarray, got " +
                        std::string(Py_TYPE(object.ptr())->tp_name));
+}
+
+inline Tensor tensor_from_object(py::handle object) {
+  if (object.is_none()) return Tensor{};
+  Tensor tensor = read_tensor(object);
+  if (!tensor.data && tensor.numel() != 0)
+    throw py::value_error("bigkern._C: a tensor has no memory (its storage was freed, or never made)");
+  return tensor;
 }
 
 }  // namespace bigkern::python

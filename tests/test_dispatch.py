@@ -2,6 +2,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import bigkern
 from bigkern import dispatch, registration
@@ -112,6 +113,38 @@ def test_modes_and_subclasses_see_the_operator():
     with Record():
         bigkern.quantize(torch.randn(4, 4), axis=0)
     assert "bigkern.quantize_forward.default" in names
+
+
+def test_tensors_that_are_more_than_their_memory():
+    """A lazily negated view is read with its sign; a tensor whose memory was freed is an error and not a crash."""
+    negative = torch.complex(torch.randn(4, 8), torch.randn(4, 8)).conj().imag
+    assert negative.is_neg()
+    weight, heads = torch.randn(8, 8), torch.randn(1, 1, 4, 8)
+    for backend in ("auto", "cpu"):
+        with bigkern.use_backend(backend):
+            for op, *rest in ((bigkern.linear_act, weight), (bigkern.quantize, 0), (bigkern.cross_entropy, weight[:4])):
+                seen, expected = op(negative, *rest), op(negative.resolve_neg(), *rest)
+                torch.testing.assert_close(seen, expected)
+            as_heads = negative.view(1, 1, 4, 8)
+            expected = bigkern.attention(heads, heads, as_heads.resolve_neg())
+            assert torch.equal(bigkern.attention(heads, heads, as_heads), expected)
+    freed = torch.randn(4, 8)
+    freed.untyped_storage().resize_(0)
+    with bigkern.use_backend("cpu"), pytest.raises(ValueError, match="a tensor has no memory"):
+        bigkern.quantize(freed)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_forward_mode_derivatives_are_not_lost(backend):
+    """They go through PyTorch's operators, which have the formulas."""
+    input, weight, direction = torch.randn(4, 8), torch.randn(8, 8), torch.randn(4, 8)
+    expected = torch.relu(input @ weight.T), (direction @ weight.T) * (input @ weight.T > 0)
+    with bigkern.use_backend(backend):
+        with forward_ad.dual_level():
+            output = forward_ad.unpack_dual(bigkern.linear_act(forward_ad.make_dual(input, direction), weight))
+        torch.testing.assert_close((output.primal, output.tangent), expected)
+        by_transform = torch.func.jvp(lambda x: bigkern.linear_act(x, weight), (input,), (direction,))
+    torch.testing.assert_close(by_transform, expected)
 
 
 def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
