@@ -15,11 +15,13 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import dispatch
+from .backends import cpu
 
 LIBRARY = torch.library.Library("bigkern", "DEF")
 # Every kernel by name, in the order of definition.
 KERNELS: dict[str, "Kernel"] = {}
 PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
+PLAIN_OTHERS = frozenset((str, bool, int, float, type(None), torch.dtype))
 DEVICE_KEYS = ("CPU", "CUDA")
 
 # Tests set this: an element that a kernel forgets to write then shows up as NaN (or -77 in integers).
@@ -38,15 +40,14 @@ def no_modes() -> bool:
     )
 
 
-def plain_eager(args) -> bool:
-    """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
-    if not no_modes():
-        return False
+def are_plain(args) -> bool:
+    """True where a kernel may read the arguments' memory: no subclass of Tensor, and no lazily negated view, whose
+    memory holds the values with the other sign."""
     for arg in args:
         if type(arg) in PLAIN_TENSORS:
-            if arg.is_neg():  # its memory holds the values with the other sign
+            if arg.is_neg():
                 return False
-        elif isinstance(arg, torch.Tensor):
+        elif type(arg) not in PLAIN_OTHERS and isinstance(arg, torch.Tensor):
             return False
     return True
 
@@ -54,7 +55,15 @@ def plain_eager(args) -> bool:
 def too_small(op: str, reason: str, *tensors) -> bool:
     """True where an op should call PyTorch's own function although a kernel of ours could run: eagerly, on CPU tensors,
     on `auto`. The op asks when its own measurement says that a call of this size costs more than it saves."""
-    return tensors[0].is_cpu and plain_eager(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
+    return tensors[0].is_cpu and no_modes() and are_plain(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
+
+
+def short_way():
+    """The module whose functions do a whole op in one C++ call (csrc/short_way.h). None where a mode of torch, a forced
+    backend or `explain` has a say in the call."""
+    if no_modes() and dispatch.is_auto() and cpu.unavailable() is None:
+        return cpu.module()
+    return None
 
 
 class Kernel:
@@ -110,7 +119,7 @@ class Kernel:
             LIBRARY.impl(self.name, self._implementation, key)
         torch.library.register_fake(f"bigkern::{self.name}", self._fake, lib=LIBRARY)
         function = _autograd_function(self.name, self._implementation, setup_context, backward)
-        # Function.apply looks for functorch first, which `plain_eager` has ruled out, for a third of a call's cost.
+        # Function.apply looks for functorch first, which `no_modes` has ruled out, for a third of a call's cost.
         self._apply_directly = super(torch.autograd.Function, function).apply
         self._through_dispatcher = _autograd_function(self.name, _below_autograd(self.op), setup_context, backward)
         LIBRARY.impl(self.name, self._autograd_kernel, "Autograd")
@@ -140,7 +149,7 @@ class Kernel:
     def _needs_grad(self, args) -> bool:
         if self._differentiable and torch.is_grad_enabled():
             for arg in args:
-                if isinstance(arg, torch.Tensor) and arg.requires_grad:
+                if type(arg) not in PLAIN_OTHERS and arg.requires_grad:
                     return True
         return False
 
@@ -154,7 +163,8 @@ class Kernel:
         return _below_autograd(self.op)(*args)
 
     def __call__(self, *args):
-        if not plain_eager(args):
+        # Where this holds, calling the implementation cannot be told from going through torch's dispatcher.
+        if not (no_modes() and are_plain(args)):
             return self.op(*args)
         if self._needs_grad(args):
             return self._apply_directly(*args)

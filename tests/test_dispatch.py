@@ -158,22 +158,34 @@ def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
 
 
 SMALL_AND_LARGE = {
-    "linear_act": (lambda n: (torch.randn(n, n), torch.randn(n, n)), 8, 128),
-    "cross_entropy": (lambda n: (torch.randn(n, n), torch.randint(n, (n,))), 8, 512),
+    "linear_act": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randn(n, n)), 8, 128),
+    "cross_entropy": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randint(n, (n,))), 8, 512),
 }
 
 
 @pytest.mark.parametrize("op", SMALL_AND_LARGE)
 def test_auto_leaves_very_small_calls_to_pytorch_and_says_so(op):
-    """There a call's own cost outweighs the kernel's gain. Forcing a backend still runs the kernel."""
+    """Where a gradient is wanted. Forcing a backend still runs the kernel."""
     make, small, large = SMALL_AND_LARGE[op]
     function = getattr(bigkern, op)
-    (decision,) = bigkern.explain(function, *make(small))
+    inputs = make(small)
+    (decision,) = bigkern.explain(function, *inputs)
     assert decision.chosen == "torch"
     assert "measured faster below" in decision.reasons["cpu"]
+    assert "bigkern" not in type(function(*inputs).grad_fn).__name__
     assert bigkern.explain(function, *make(large))[0].chosen == "cpu"
-    inputs = make(small)
+    with torch.no_grad():
+        assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
     with bigkern.use_backend("cpu"):
         assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
         ours = function(*inputs)
     torch.testing.assert_close(function(*inputs), ours)
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(2, "cpu"), (20, "torch"), (3000, "cpu")])
+def test_few_and_many_logits_are_the_kernels_without_gradients(rows, chosen):
+    arguments = torch.randn(rows, 100), torch.randint(100, (rows,))
+    assert bigkern.explain(bigkern.cross_entropy, *arguments)[0].chosen == chosen
+    with bigkern.use_backend(chosen):
+        expected = bigkern.cross_entropy(*arguments)
+    torch.testing.assert_close(bigkern.cross_entropy(*arguments), expected)
