@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-import torch
-
 from .backends import BACKENDS
 
 # The order in which `auto` asks, by device type; what is not listed goes to PyTorch.
@@ -60,6 +58,11 @@ def forced_backend() -> str | None:
     if forced is None:
         return _from_environment
     return None if forced == "auto" else forced
+
+
+def is_auto() -> bool:
+    """True where nothing forces a backend and `explain` is not asking."""
+    return (_forced.get() or _from_environment or "auto") == "auto" and _recorder.get() is None
 
 
 @dataclass
@@ -155,8 +158,7 @@ def explain(op, *args, **kwargs) -> list[Decision]:
     decisions: list[Decision] = []
     token = _recorder.set(decisions)
     try:
-        with torch.no_grad():
-            op(*args, **kwargs)
+        op(*args, **kwargs)
     finally:
         _recorder.reset(token)
     return decisions

@@ -11,14 +11,17 @@ from collections.abc import Callable
 import torch
 from torch._C import _is_any_autocast_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import dispatch
+from .backends import cpu
 
 LIBRARY = torch.library.Library("bigkern", "DEF")
 # Every kernel by name, in the order of definition.
 KERNELS: dict[str, "Kernel"] = {}
-PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, list, str, bool, int, float, type(None)))
+PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
+PLAIN_OTHERS = frozenset((str, bool, int, float, type(None), torch.dtype))
 DEVICE_KEYS = ("CPU", "CUDA")
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
@@ -26,17 +29,29 @@ AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 POISON_OUTPUTS = os.environ.get("BIGKERN_POISON_OUTPUTS", "0") == "1"
 
 
-def plain_eager(args) -> bool:
-    """True where calling the implementation directly cannot be told from going through torch's dispatcher."""
-    if is_compiling() or _len_torch_dispatch_stack() or _is_any_autocast_enabled():
-        return False
-    if _len_torch_function_stack() or peek_interpreter_stack() is not None:
-        return False
+def no_modes() -> bool:
+    """True where nothing of torch's is switched on that wants to see the operators that are called."""
+    return not (
+        is_compiling()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
+        or peek_interpreter_stack()
+    )
+
+
+def are_plain(args) -> bool:
+    """True where a kernel may read the arguments' memory: no subclass of Tensor, and no lazily negated view, whose
+    memory holds the values with the other sign."""
     for arg in args:
-        if type(arg) is list:
-            if not PLAIN_TYPES.issuperset(map(type, arg)):
+        if type(arg) in PLAIN_TENSORS:
+            if arg.is_neg():
                 return False
-        elif type(arg) not in PLAIN_TYPES and isinstance(arg, torch.Tensor):
+        elif type(arg) is list:
+            if not are_plain(arg):
+                return False
+        elif type(arg) not in PLAIN_OTHERS and isinstance(arg, torch.Tensor):
             return False
     return True
 
@@ -49,7 +64,15 @@ def autocast_enabled(device_type: str) -> bool:
 def too_small(op: str, reason: str, *tensors) -> bool:
     """True where an op should call PyTorch's own function although a kernel of ours could run: eagerly, on CPU tensors,
     on `auto`. The op asks when its own measurement says that a call of this size costs more than it saves."""
-    return tensors[0].is_cpu and plain_eager(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
+    return tensors[0].is_cpu and no_modes() and are_plain(tensors) and dispatch.leave_to_torch(op, "cpu", reason)
+
+
+def short_way():
+    """The module whose functions do a whole op in one C++ call (csrc/short_way.h). None where a mode of torch, a forced
+    backend or `explain` has a say in the call."""
+    if no_modes() and dispatch.is_auto() and cpu.unavailable() is None:
+        return cpu.module()
+    return None
 
 
 def _no_outputs(*args):
@@ -117,8 +140,10 @@ class Kernel:
         for key in DEVICE_KEYS:
             LIBRARY.impl(self.name, self._implementation, key)
         torch.library.register_fake(f"bigkern::{self.name}", self._fake, lib=LIBRARY)
-        self._direct = _autograd_function(self.name, self._implementation, setup_context, backward)
-        self._through_dispatcher = _autograd_function(self.name, self.op, setup_context, backward)
+        function = _autograd_function(self.name, self._implementation, setup_context, backward)
+        # Function.apply looks for functorch first, which `no_modes` has ruled out, for a third of a call's cost.
+        self._apply_directly = super(torch.autograd.Function, function).apply
+        self._through_dispatcher = _autograd_function(self.name, _below_autograd(self.op), setup_context, backward)
         LIBRARY.impl(self.name, self._autograd_kernel, "Autograd")
         rules = autocast if isinstance(autocast, dict) else dict.fromkeys(AUTOCAST_KEYS, autocast)
         for device, key in AUTOCAST_KEYS.items():
@@ -155,32 +180,43 @@ class Kernel:
     def _needs_grad(self, args) -> bool:
         if self._differentiable and torch.is_grad_enabled():
             for arg in args:
-                if isinstance(arg, torch.Tensor) and arg.requires_grad:
+                if type(arg) not in PLAIN_OTHERS and arg.requires_grad:
                     return True
         return False
 
     def _autograd_kernel(self, *args):
+        if self._differentiable and forward_ad._current_level >= 0:
+            # Forward-mode derivatives: PyTorch's operators have the formulas.
+            outputs = self.torch(*args)
+            return outputs if self._returns_tuple else outputs[0]
         if self._needs_grad(args):
             return self._through_dispatcher.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.op(*args)
+        return _below_autograd(self.op)(*args)
 
     def __call__(self, *args):
-        if not plain_eager(args):
+        # Where this holds, calling the implementation cannot be told from going through torch's dispatcher.
+        if not (no_modes() and are_plain(args)):
             return self.op(*args)
         if self._needs_grad(args):
-            return self._direct.apply(*args)
+            return self._apply_directly(*args)
         return self._implementation(*args)
 
 
+def _below_autograd(op):
+    def call(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return call
+
+
 def _autograd_function(name, call, setup_context, backward):
-    """A torch.autograd.Function whose forward is `call`, below autograd."""
+    """A torch.autograd.Function whose forward is `call`."""
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            with torch._C._AutoDispatchBelowAutograd():
-                outputs = call(*args)
+            outputs = call(*args)
             setup_context(ctx, args, outputs)
             # Backward may run on another thread, which does not see this thread's `use_backend`.
             ctx.bigkern_backend = dispatch.forced_backend()

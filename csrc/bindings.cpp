@@ -3,6 +3,7 @@
 
 #include "cpu/kernels.h"
 #include "python_tensor.h"
+#include "short_way.h"
 
 namespace py = pybind11;
 using release_gil = py::call_guard<py::gil_scoped_release>;
@@ -19,6 +20,11 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("add_layer_norm_backward", &bigkern::add_layer_norm_backward, release_gil());
   module.def("adagrad_step", &bigkern::adagrad_step, release_gil());
   module.def("adam_step", &bigkern::adam_step, release_gil());
+  module.def("attention", &bigkern::short_way::attention);
+  module.def("cross_entropy", &bigkern::short_way::cross_entropy);
+  module.def("int8_linear", &bigkern::short_way::int8_linear);
+  module.def("linear_act", &bigkern::short_way::linear_act);
+
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());

@@ -77,22 +77,36 @@ inline void check_ndim(int64_t ndim) {
     throw py::value_error("bigkern._C: a tensor has " + std::to_string(ndim) + " dimensions; at most 8 are supported");
 }
 
-// The table of `type`, or null. Types live as long as the process in practice, so the last one seen is remembered.
-inline const DLPackExchangeTable* exchange_table(PyTypeObject* type) {
-  static thread_local PyTypeObject* last_type = nullptr;
-  static thread_local const DLPackExchangeTable* last_table = nullptr;
-  if (type == last_type) return last_table;
-  const DLPackExchangeTable* table = nullptr;
-  py::object capsule =
-      py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", py::none());
+// What is known about one Python type.
+struct KnownType {
+  PyTypeObject* type = nullptr;
+  const DLPackExchangeTable* table = nullptr;  // null: its objects are read by other means
+  bool is_plain_tensor = false;                // torch.Tensor or torch.nn.Parameter itself, no subclass
+};
+
+inline KnownType look_at_type(PyTypeObject* type) {
+  KnownType known{type};
+  py::handle object(reinterpret_cast<PyObject*>(type));
+  py::object capsule = py::getattr(object, "__dlpack_c_exchange_api__", py::none());
   if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
     auto* found = static_cast<const DLPackExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (found->version.major == 1) table = found;
+    if (found->version.major == 1) known.table = found;
+    py::module_ torch = py::module_::import("torch");
+    known.is_plain_tensor = object.is(torch.attr("Tensor")) || object.is(torch.attr("nn").attr("Parameter"));
   }
   Py_INCREF(type);  // keeps the address from being reused by another type
-  last_type = type;
-  last_table = table;
-  return table;
+  return known;
+}
+
+// Remembers the last few types seen: tensors and parameters take turns.
+inline const KnownType& known_type(PyTypeObject* type) {
+  constexpr int kRemembered = 4;
+  static thread_local KnownType remembered[kRemembered];
+  static thread_local int next = 0;
+  for (const KnownType& known : remembered)
+    if (known.type == type) return known;
+  KnownType& place = remembered[next++ % kRemembered];
+  return place = look_at_type(type);
 }
 
 inline Tensor tensor_from_exchange(const DLPackExchangeTable* table, py::handle object) {
@@ -148,14 +162,21 @@ inline Tensor tensor_from_methods(py::handle object) {
   return tensor;
 }
 
-inline Tensor tensor_from_object(py::handle object) {
-  if (object.is_none()) return Tensor{};
-  if (const DLPackExchangeTable* table = exchange_table(Py_TYPE(object.ptr())))
+inline Tensor read_tensor(py::handle object) {
+  if (const DLPackExchangeTable* table = known_type(Py_TYPE(object.ptr())).table)
     return tensor_from_exchange(table, object);
   if (py::hasattr(object, "data_ptr")) return tensor_from_methods(object);
   if (py::hasattr(object, "ctypes")) return tensor_from_numpy(object);
   throw py::type_error("bigkern._C: expected a torch.Tensor or numpy.ndarray, got " +
                        std::string(Py_TYPE(object.ptr())->tp_name));
+}
+
+inline Tensor tensor_from_object(py::handle object) {
+  if (object.is_none()) return Tensor{};
+  Tensor tensor = read_tensor(object);
+  if (!tensor.data && tensor.numel() != 0)
+    throw py::value_error("bigkern._C: a tensor has no memory (its storage was freed, or never made)");
+  return tensor;
 }
 
 inline TensorList tensors_from_list(py::handle object) {

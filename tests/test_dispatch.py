@@ -2,6 +2,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import bigkern
 from bigkern import dispatch, registration
@@ -128,6 +129,38 @@ def test_modes_and_subclasses_see_the_operator():
     assert "bigkern.quantize_forward.default" in names
 
 
+def test_tensors_that_are_more_than_their_memory():
+    """A lazily negated view is read with its sign; a tensor whose memory was freed is an error and not a crash."""
+    negative = torch.complex(torch.randn(4, 8), torch.randn(4, 8)).conj().imag
+    assert negative.is_neg()
+    weight, heads = torch.randn(8, 8), torch.randn(1, 1, 4, 8)
+    for backend in ("auto", "cpu"):
+        with bigkern.use_backend(backend):
+            for op, *rest in ((bigkern.linear_act, weight), (bigkern.quantize, 0), (bigkern.cross_entropy, weight[:4])):
+                seen, expected = op(negative, *rest), op(negative.resolve_neg(), *rest)
+                torch.testing.assert_close(seen, expected)
+            as_heads = negative.view(1, 1, 4, 8)
+            expected = bigkern.attention(heads, heads, as_heads.resolve_neg())
+            assert torch.equal(bigkern.attention(heads, heads, as_heads), expected)
+    freed = torch.randn(4, 8)
+    freed.untyped_storage().resize_(0)
+    with bigkern.use_backend("cpu"), pytest.raises(ValueError, match="a tensor has no memory"):
+        bigkern.quantize(freed)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_forward_mode_derivatives_are_not_lost(backend):
+    """They go through PyTorch's operators, which have the formulas."""
+    input, weight, direction = torch.randn(4, 8), torch.randn(8, 8), torch.randn(4, 8)
+    expected = torch.relu(input @ weight.T), (direction @ weight.T) * (input @ weight.T > 0)
+    with bigkern.use_backend(backend):
+        with forward_ad.dual_level():
+            output = forward_ad.unpack_dual(bigkern.linear_act(forward_ad.make_dual(input, direction), weight))
+        torch.testing.assert_close((output.primal, output.tangent), expected)
+        by_transform = torch.func.jvp(lambda x: bigkern.linear_act(x, weight), (input,), (direction,))
+    torch.testing.assert_close(by_transform, expected)
+
+
 def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
     """Changing a saved input in place must raise in backward, not give a wrong gradient."""
     weight = torch.randn(4, 3, requires_grad=True)
@@ -139,8 +172,8 @@ def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
 
 
 SMALL_AND_LARGE = {
-    "linear_act": (lambda n: (torch.randn(n, n), torch.randn(n, n)), 8, 128),
-    "cross_entropy": (lambda n: (torch.randn(n, n), torch.randint(n, (n,))), 8, 512),
+    "linear_act": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randn(n, n)), 8, 128),
+    "cross_entropy": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randint(n, (n,))), 8, 512),
     "layer_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 512),
     "rms_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 256),
 }
@@ -148,15 +181,27 @@ SMALL_AND_LARGE = {
 
 @pytest.mark.parametrize("op", SMALL_AND_LARGE)
 def test_auto_leaves_very_small_calls_to_pytorch_and_says_so(op):
-    """There a call's own cost outweighs the kernel's gain. Forcing a backend still runs the kernel."""
+    """Where a gradient is wanted. Forcing a backend still runs the kernel."""
     make, small, large = SMALL_AND_LARGE[op]
     function = getattr(bigkern, op)
-    (decision,) = bigkern.explain(function, *make(small))
+    inputs = make(small)
+    (decision,) = bigkern.explain(function, *inputs)
     assert decision.chosen == "torch"
     assert "measured faster below" in decision.reasons["cpu"]
+    assert "bigkern" not in type(function(*inputs).grad_fn).__name__
     assert bigkern.explain(function, *make(large))[0].chosen == "cpu"
-    inputs = make(small)
+    with torch.no_grad():
+        assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
     with bigkern.use_backend("cpu"):
         assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
         ours = function(*inputs)
     torch.testing.assert_close(function(*inputs), ours)
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(2, "cpu"), (20, "torch"), (3000, "cpu")])
+def test_few_and_many_logits_are_the_kernels_without_gradients(rows, chosen):
+    arguments = torch.randn(rows, 100), torch.randint(100, (rows,))
+    assert bigkern.explain(bigkern.cross_entropy, *arguments)[0].chosen == chosen
+    with bigkern.use_backend(chosen):
+        expected = bigkern.cross_entropy(*arguments)
+    torch.testing.assert_close(bigkern.cross_entropy(*arguments), expected)

@@ -16,7 +16,7 @@ import math
 import torch
 
 from ..backends.torch_attention import attention_backward_torch, attention_forward_torch
-from ..registration import Kernel, autocast_enabled, cast_floating
+from ..registration import Kernel, autocast_enabled, cast_floating, short_way
 from ..rng import draw_rng_state
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -55,7 +55,12 @@ def attention(
         TypeError: a dtype is not as above.
         ValueError: shapes that do not fit, several devices, dropout_p outside [0, 1], attn_mask with is_causal.
     """
-    return attention_with_lse(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)[0]
+    options = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if short := short_way():
+        output = short.attention(torch.is_grad_enabled(), query, key, value, *options)
+        if output is not None:
+            return output
+    return attention_with_lse(query, key, value, *options)[0]
 
 
 def attention_with_lse(
@@ -208,8 +213,8 @@ def _as_4d(tensor, batch_shape, heads):
 
 def _allocate_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale):
     return (
-        query.new_empty((*query.shape[:3], value.shape[3])),
-        query.new_empty(query.shape[:3], dtype=lse_dtype(query.dtype)),
+        query.new_empty(*query.shape[:3], value.shape[3]),
+        query.new_empty(*query.shape[:3], dtype=lse_dtype(query.dtype)),
     )
 
 
@@ -263,10 +268,10 @@ def _allocate_backward(grad_output, grad_lse, query, key, value, attn_mask, *res
     needs_mask_grad = rest[-1]
     dense = (*query.shape[:3], key.shape[2])
     return (
-        query.new_empty(query.shape),
-        key.new_empty(key.shape),
-        value.new_empty(value.shape),
-        attn_mask.new_empty(dense) if needs_mask_grad else query.new_empty(0),
+        query.new_empty(*query.shape),
+        key.new_empty(*key.shape),
+        value.new_empty(*value.shape),
+        attn_mask.new_empty(*dense) if needs_mask_grad else query.new_empty(0),
     )
 
 

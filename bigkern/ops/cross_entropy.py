@@ -14,13 +14,16 @@ gradient in one more pass; no softmax is ever stored.
 
 import torch
 
-from ..registration import Kernel, too_small
+from ..registration import Kernel, short_way, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum")
-# Below this many logits, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 18
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} logits (benchmarks/bench_overhead.py)"
+# From FEW logits on (from none on where a gradient is wanted) and below SMALL, PyTorch's own function is faster.
+FEW, SMALL = 1 << 10, 1 << 18
+SMALL_REASON = (
+    f"PyTorch's own function measured faster below {SMALL} logits, but for fewer than {FEW} without gradients "
+    "(benchmarks/bench_overhead.py)"
+)
 
 
 def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -46,12 +49,19 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
         RuntimeError: any other shape, dtype or device that does not fit; a weight that requires grad with index
             targets.
     """
+    options = (ignore_index, reduction, label_smoothing)
+    if short := short_way():
+        loss = short.cross_entropy(torch.is_grad_enabled(), FEW, SMALL, input, target, weight, *options)
+        if loss is True:
+            return _small_cross_entropy(input, target, *options)
+        if loss is not None:
+            return loss
     has_probabilities = target.shape == input.shape
-    _check(input, target, weight, ignore_index, reduction, label_smoothing, has_probabilities)
-    if weight is None and input.numel() < SMALL and too_small("cross_entropy", SMALL_REASON, input, target):
-        return torch.nn.functional.cross_entropy(
-            input, target, None, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-        )
+    _check(input, target, weight, *options, has_probabilities)
+    wants_gradient = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
+    small = weight is None and (0 if wants_gradient else FEW) <= input.numel() < SMALL
+    if small and too_small("cross_entropy", SMALL_REASON, input, target):
+        return _small_cross_entropy(input, target, *options)
     if has_probabilities:
         dtype = torch.promote_types(input.dtype, target.dtype)
         if weight is not None:
@@ -62,8 +72,14 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
         target = target.to(torch.int64)
         loss_shape = target.shape if input.ndim > 1 else ()
     logits, target = _kernel_layout(input, target, has_probabilities)
-    loss, _, _ = cross_entropy_forward(logits, target, weight, ignore_index, reduction, label_smoothing)
+    loss, _, _ = cross_entropy_forward(logits, target, weight, *options)
     return loss.view(loss_shape) if reduction == "none" else loss
+
+
+def _small_cross_entropy(input, target, ignore_index, reduction, label_smoothing):
+    return torch.nn.functional.cross_entropy(
+        input, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
 def _check(input, target, weight, ignore_index, reduction, label_smoothing, has_probabilities):

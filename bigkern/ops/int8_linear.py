@@ -13,7 +13,7 @@ matrices, for which a kernel of its own gains nothing: the backward is composed 
 
 import torch
 
-from ..registration import Kernel, autocast_enabled, cast_floating
+from ..registration import Kernel, autocast_enabled, cast_floating, short_way
 from .linear_act import ACTIVATION_GRADIENTS, ACTIVATIONS, NEEDS_PRE_ACTIVATION
 from .quantize import FLOATING, _quantize_torch, dequantize, quantize, scale_dtype
 
@@ -44,6 +44,10 @@ def int8_linear(input, qweight, weight_scale, bias=None, activation="none"):
         TypeError: a dtype is none of these.
         ValueError: shapes or devices do not go together, in_features is too large, or the activation is none of these.
     """
+    if short := short_way():
+        output = short.int8_linear(torch.is_grad_enabled(), input, qweight, weight_scale, bias, activation)
+        if output is not None:
+            return output
     if activation not in ACTIVATIONS:
         raise ValueError(f"int8_linear: unknown activation {activation!r}; one of {', '.join(ACTIVATIONS)}")
     if autocast_enabled(input.device.type):

@@ -15,7 +15,7 @@ rounding. Source of gelu and silu: Hendrycks and Gimpel, "Gaussian Error Linear 
 import torch
 import torch.nn.functional as F
 
-from ..registration import Kernel, autocast_enabled, too_small
+from ..registration import Kernel, autocast_enabled, short_way, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ACTIVATIONS = {
@@ -48,9 +48,12 @@ ACTIVATION_GRADIENTS = {
     "tanh": torch.ops.aten.tanh_backward,
 }
 NEEDS_PRE_ACTIVATION = ("gelu", "gelu_tanh", "silu")
-# Below this many multiplications, what a call costs before and after its kernel outweighs what the kernel saves.
+# Where a gradient is wanted: below this many multiplications, a derivative written in Python costs more than it saves.
 SMALL = 1 << 19
-SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} multiplications (benchmarks/bench_overhead.py)"
+SMALL_REASON = (
+    f"with gradients PyTorch's own functions measured faster below {SMALL} multiplications "
+    "(benchmarks/bench_overhead.py)"
+)
 
 
 def linear_act(input, weight, bias=None, activation="relu"):
@@ -69,6 +72,12 @@ def linear_act(input, weight, bias=None, activation="relu"):
         TypeError: input is not floating, or the dtypes differ.
         ValueError: shapes or devices do not go together, or the activation is none of these.
     """
+    if short := short_way():
+        output = short.linear_act(torch.is_grad_enabled(), SMALL, input, weight, bias, activation)
+        if output is True:
+            return _small_linear_act(input, weight, bias, activation)
+        if output is not None:
+            return output
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear_act: unknown activation {activation!r}; one of {', '.join(ACTIVATIONS)}")
     return apply_linear(input, weight, bias, activation, "linear_act")
@@ -86,18 +95,22 @@ def apply_linear(input, weight, bias, activation, op):
             raise ValueError(f"{op}: bias must have shape {tuple(weight_shape[:1])}, got {tuple(bias.shape)}")
         if bias.dtype != dtype or bias.device != device:
             _check_pair(input, bias, "bias", op)
-    if input.numel() * weight_shape[0] < SMALL and too_small(op, SMALL_REASON, input, weight, bias):
-        return ACTIVATIONS[activation](F.linear(input, weight, bias))
-    save_pre_activation = (
-        activation in NEEDS_PRE_ACTIVATION
-        and torch.is_grad_enabled()
-        and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
+    wants_gradient = torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+    small = wants_gradient and input.numel() * weight_shape[0] < SMALL
+    if small and too_small(op, SMALL_REASON, input, weight, bias):
+        return _small_linear_act(input, weight, bias, activation)
+    save_pre_activation = wants_gradient and activation in NEEDS_PRE_ACTIVATION
     if len(input_shape) == 2:
         return linear_act_forward(input, weight, bias, activation, save_pre_activation)[0]
     rows = input.unsqueeze(0) if len(input_shape) == 1 else input.flatten(0, -2)
     output = linear_act_forward(rows, weight, bias, activation, save_pre_activation)[0]
     return output.view(*input_shape[:-1], weight_shape[0])
+
+
+def _small_linear_act(input, weight, bias, activation):
+    return ACTIVATIONS[activation](F.linear(input, weight, bias))
 
 
 def _shape_error(input_shape, weight_shape, op):
@@ -120,8 +133,8 @@ def _check_pair(input, other, name, op):
         raise TypeError(f"{op}: {name} has dtype {other.dtype}, input has {input.dtype}")
 
 
-def _bfloat16_is_faster_in_torch(rows, dtype, device):
-    if dtype == torch.bfloat16 and rows >= 64 and device.type == "cpu":
+def _bfloat16_is_faster_in_torch(input):
+    if input.dtype == torch.bfloat16 and input.shape[0] >= 64 and input.is_cpu:
         return "PyTorch's bfloat16 product measured 1.2x faster from 64 rows on (benchmarks/bench_linear_act.py)"
     return None
 
@@ -131,7 +144,7 @@ def _bfloat16_is_faster_in_torch(rows, dtype, device):
 
 def _allocate_forward(input, weight, bias, activation, save_pre_activation):
     shape = (input.shape[0], weight.shape[0])
-    return input.new_empty(shape), input.new_empty(shape if save_pre_activation else 0)
+    return input.new_empty(*shape), input.new_empty(*shape if save_pre_activation else (0,))
 
 
 def _forward_torch(input, weight, bias, activation, save_pre_activation):
@@ -179,8 +192,8 @@ def _backward_forward(ctx, grad_output, grad_pre_activation):
 # Defined before the forward, whose gradient calls it.
 def _allocate_backward(grad_output, input, weight, saved, activation, needs_input, needs_weight, needs_bias):
     return (
-        input.new_empty(input.shape if needs_input else 0),
-        weight.new_empty(weight.shape if needs_weight else 0),
+        input.new_empty(*input.shape) if needs_input else input.new_empty(0),
+        weight.new_empty(*weight.shape) if needs_weight else input.new_empty(0),
         weight.new_empty(weight.shape[0] if needs_bias else 0),
     )
 
@@ -205,9 +218,7 @@ linear_act_backward = Kernel(
     module="linear_act",
     allocate=_allocate_backward,
     torch=_backward_torch,
-    torch_is_faster=lambda grad_output, input, *_: _bfloat16_is_faster_in_torch(
-        input.shape[0], input.dtype, input.device
-    ),
+    torch_is_faster=lambda grad_output, input, *_: _bfloat16_is_faster_in_torch(input),
     supports={"cpu": None, "triton": _gpu_supports_backward, "cuda": _gpu_supports_backward},
     recompute=True,
 )
@@ -218,7 +229,7 @@ linear_act_forward = Kernel(
     module="linear_act",
     allocate=_allocate_forward,
     torch=_forward_torch,
-    torch_is_faster=lambda input, *_: _bfloat16_is_faster_in_torch(input.shape[0], input.dtype, input.device),
+    torch_is_faster=lambda input, *_: _bfloat16_is_faster_in_torch(input),
     supports={"cpu": None, "triton": _gpu_supports_forward, "cuda": _gpu_supports_forward},
     setup_context=_setup_forward,
     backward=_backward_forward,

@@ -119,6 +119,7 @@ RowSums sums_of_row(const Problem<T>& problem, RowReader<T>& reader, int64_t row
     int64_t begin = piece * kPiece, end = std::min(begin + kPiece, problem.classes);
     return sums_of_pieces<kMasses>(problem, own_reader, row, begin, end);
   };
+  if (pieces == 1) return sums_of(reader, 0);  // merging costs two exponentials
   RowSums row_sums;
   if (!parallel) {
     for (int64_t piece = 0; piece < pieces; ++piece) row_sums.include(sums_of(reader, piece));
