@@ -121,7 +121,7 @@ class NormTests:
     @pytest.mark.parametrize("shape", [(3, 4096), (2, 4097), (1, 9000), (70, 1030), (2100, 3)])
     def test_sizes_beyond_one_piece_or_block(self, place, shape):
         if place.slow:
-            shape = (min(shape[0], 100 // (1 + shape[1] // 300)), shape[1])
+            shape = (min(shape[0], 20), min(shape[1], 2051))  # two strips of rows, five blocks of columns
         for dtype in place.dtypes if not place.slow else (torch.float32,):
             self.check(place, self.draw(place, shape, dtype), f"{shape} {dtype}")
 

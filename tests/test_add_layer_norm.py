@@ -79,7 +79,7 @@ def check(place, tensors, rng_state=None, dropout_p=0.0, grads=None, what=""):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 7), (7, 130), (37, 64), (2, 4097), (1, 9000), (40, 1030)])
 def test_matches_oracle(place, shape):
     if place.slow:
-        shape = (min(shape[0], 100 // (1 + shape[1] // 300)), shape[1])
+        shape = (min(shape[0], 20), min(shape[1], 2051))  # two strips of rows, five blocks of columns
     for dtype in place.dtypes if not place.slow or shape[1] < 100 else (torch.bfloat16,):
         check(place, draw(place, *shape, dtype), what=f"{shape} {dtype}")
         check(place, draw(place, *shape, dtype), (77 + (5 << 32), 12), 0.3, what=f"{shape} {dtype} dropout")
