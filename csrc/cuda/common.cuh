@@ -24,8 +24,7 @@ DEVICE constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// ---- memory
-// ----------------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------------------
 
 // `count` elements that are read and written as one access; 16 bytes at most.
 template <class T, int count>
@@ -46,8 +45,7 @@ DEVICE void store_vector(T* pointer, const Vector<T, count>& vector) {
   *reinterpret_cast<Vector<T, count>*>(pointer) = vector;
 }
 
-// ---- reductions
-// ------------------------------------------------------------------------------------------------------
+// ---- reductions ----------------------------------------------------------------------------------------------------
 
 struct Sum {
   template <class T>

@@ -16,8 +16,7 @@ typedef unsigned long long uint64;
 // The launch's dynamic shared memory, aligned as TMA's widest swizzle asks.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) uint8 name[]
 
-// ---- numbers
-// ---------------------------------------------------------------------------------------------------------
+// ---- numbers -------------------------------------------------------------------------------------------------------
 
 struct float16 {
   uint16 bits;
@@ -105,8 +104,7 @@ DEVICE float log2_approx(float x) {
   return result;
 }
 
-// ---- shared memory
-// ---------------------------------------------------------------------------------------------------
+// ---- shared memory -------------------------------------------------------------------------------------------------
 
 DEVICE uint32 shared_address(const void* pointer) { return uint32(__cvta_generic_to_shared(pointer)); }
 
@@ -145,8 +143,9 @@ DEVICE void ldmatrix_x4_trans(uint32 (&matrices)[4], const void* row) {
                : "memory");
 }
 
-// ---- matrix instructions of one warp
-// --------------------------------------------------------------------------------- d [16, 8] += a [16, k] @ b [k, 8].
+// ---- matrix instructions of one warp -------------------------------------------------------------------------------
+
+// d [16, 8] += a [16, k] @ b [k, 8].
 // With g = lane / 4 and t = lane % 4, a lane holds of d the rows g (d[0], d[1]) and g + 8 (d[2], d[3]), columns 2t and
 // 2t + 1.
 
@@ -189,8 +188,7 @@ DEVICE void mma_m16n8k32_int8(int (&d)[4], const uint32 (&a)[4], const uint32 (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- barriers
-// --------------------------------------------------------------------------------------------------------
+// ---- barriers ------------------------------------------------------------------------------------------------------
 
 // Barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads, a multiple of 32: wait for all of them, or only
 // be counted.

@@ -5,7 +5,7 @@
 
 #include <ptx.cuh>
 
-// ---- transaction barriers -------------------------------------------------------------------------------------------
+// ---- transaction barriers ------------------------------------------------------------------------------------------
 
 // A barrier's phase ends when `count` arrivals and all announced bytes have come. Phases have parities 0, 1, 0, ...
 
@@ -47,8 +47,7 @@ DEVICE void mbarrier_wait(mbarrier* barrier, int parity) {
 // Orders what this thread wrote to shared memory before what the copy engine or a warpgroup product reads next.
 DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- tensor copies
-// ---------------------------------------------------------------------------------------------------
+// ---- tensor copies -------------------------------------------------------------------------------------------------
 
 // Describes a tensor in global memory, its box and its swizzle; made by the host (bigkern/cuda), passed as a
 // `const __grid_constant__ TensorMap`.
@@ -99,8 +98,7 @@ DEVICE void tensor_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
 
-// ---- products of a warpgroup
-// -----------------------------------------------------------------------------------------
+// ---- products of a warpgroup ---------------------------------------------------------------------------------------
 
 // d [64, N] (+)= a [64, k] @ b [k, N] by the 128 threads of a warpgroup, asynchronously: registers of d and a must not
 // be touched before wgmma_wait. Warp w of the group holds rows 16w to 16w + 15; with g = lane / 4 and t = lane % 4,
@@ -224,8 +222,7 @@ DEFINE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 #undef WGMMA_REGISTERS
 #undef WGMMA_INT8
 
-// ---- registers
-// -------------------------------------------------------------------------------------------------------
+// ---- registers -----------------------------------------------------------------------------------------------------
 
 // Called by all warps of a warpgroup: its threads get, or are left with, `count` registers each (a multiple of 8, 24 to
 // 240).
