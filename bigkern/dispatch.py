@@ -90,7 +90,7 @@ def why_not(backend: str, kernel, args) -> str | None:
     return supports(*args) if supports else None
 
 
-def device_of(args) -> torch.device:
+def device_of(args):
     """The device of a call: that of its first tensor."""
     first = args[0]
     return (first[0] if type(first) is list else first).device
