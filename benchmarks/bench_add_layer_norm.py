@@ -53,3 +53,10 @@ CASES = [
     _case(64, 65536),
     _case(4096, 1024, dtype=torch.bfloat16),
 ]
+
+GPU_CASES = [
+    _case(16384, 4096, dtype=torch.bfloat16),
+    _case(32768, 1024, dropout_p=0.1, dtype=torch.bfloat16),
+    _case(16384, 4096, with_sum=True, dtype=torch.bfloat16),
+]
+TINY_CASES = [_case(5, 37, dtype=torch.float16)]

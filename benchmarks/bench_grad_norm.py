@@ -23,3 +23,4 @@ def _case(name, dtype=torch.float32):
 
 
 CASES = [*map(_case, LISTS), _case("ResNet-50, 161 tensors", torch.bfloat16)]
+TINY_CASES = [_case("MLP, 4 tensors")]

@@ -5,12 +5,13 @@ import torch.nn.functional as F
 
 import bigkern
 
+from . import peers
 from .common import Case
 
 OPS = ("rms_norm",)
 
 
-def _case(rows, columns, dtype=torch.float32):
+def _case(rows, columns, dtype=torch.float32, target=""):
     def inputs(device):
         drawn = {"input": torch.randn(rows, columns, device=device).to(dtype)}
         return {**drawn, **{name: torch.randn(columns, device=device).to(dtype) for name in ("weight",)}}
@@ -21,9 +22,11 @@ def _case(rows, columns, dtype=torch.float32):
         inputs,
         lambda input, weight: bigkern.rms_norm(input, (columns,), weight),
         lambda input, weight: F.rms_norm(input, (columns,), weight),
+        peers=peers.rms_norm(),
         bytes=2 * nbytes,
         gradients=("input", "weight"),
         train_bytes=5 * nbytes,  # forward reads and writes; backward reads two and writes one
+        target=target,
     )
 
 
@@ -36,3 +39,15 @@ CASES = [
     _case(4096, 1024, torch.bfloat16),
     _case(64, 65536, torch.bfloat16),
 ]
+
+_WIDE_TARGET = "90% of the copy rate, flat in the width (QuACK on H100: about 3.0 of 3.35 TB/s)"
+
+GPU_CASES = [
+    _case(4096, 1024, torch.bfloat16),
+    _case(32768, 1024, torch.bfloat16, _WIDE_TARGET),
+    _case(16384, 4096, torch.bfloat16, _WIDE_TARGET),
+    _case(8192, 16384, torch.bfloat16, _WIDE_TARGET),
+    _case(2048, 65536, torch.bfloat16, _WIDE_TARGET),
+    _case(8192, 4096),
+]
+TINY_CASES = [_case(5, 37, torch.float16)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from .optimizers import LISTS, optimizer_case, optimizer_cases
+from .optimizers import LISTS, MLP_SHAPES, optimizer_case, optimizer_cases
 
 OPS = ("sgd", "grad_norm")
 # Read parameter, gradient and momentum; write parameter and momentum.
@@ -15,3 +15,4 @@ CASES = [
     optimizer_case(RESNET, "SGD", LISTS[RESNET], PASSES, torch.bfloat16, **OPTIONS),
     optimizer_case(f"{RESNET}, clipped", "SGD", LISTS[RESNET], PASSES, clip=1.0, **OPTIONS),
 ]
+TINY_CASES = [optimizer_case("MLP, 4 tensors", "SGD", MLP_SHAPES, PASSES, **OPTIONS)]

@@ -59,6 +59,28 @@ def cross_entropy() -> dict[str, Callable]:
     return peers
 
 
+def layer_norm() -> dict[str, Callable]:
+    """Liger."""
+    if torch.cuda.is_available() and (loaded := _load("liger_kernel.transformers.functional", "liger_layer_norm")):
+        (liger,) = loaded
+        return {"Liger": lambda input, weight, bias: liger(input, weight, bias, 1e-5)}
+    return {}
+
+
+def rms_norm() -> dict[str, Callable]:
+    """Liger, not in place, and QuACK."""
+    peers = {}
+    if not torch.cuda.is_available():
+        return peers
+    if loaded := _load("liger_kernel.transformers.functional", "liger_rms_norm"):
+        (liger,) = loaded
+        peers["Liger"] = lambda input, weight: liger(input, weight, 1e-6, in_place=False)
+    if loaded := _load("quack", "rmsnorm"):
+        (quack,) = loaded
+        peers["QuACK"] = lambda input, weight: quack(input, weight, eps=1e-6)
+    return peers
+
+
 def quantize() -> dict[str, Callable]:
     """bitsandbytes, which takes float16 rows only."""
     if torch.cuda.is_available() and (loaded := _load("bitsandbytes.functional", "int8_vectorwise_quant")):

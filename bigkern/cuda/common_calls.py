@@ -59,6 +59,7 @@ def int8_linear(tensor):
         (512, 3072, 768),
         (8192, 8192, 8192),
         (333, 777, 555),
+        (64, 256, 16384),
     ):
         qweight, weight_scale = tensor(N, K, dtype=torch.int8), tensor(N, dtype=torch.float32)
         for activation in ("none", "gelu"):
