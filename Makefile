@@ -36,10 +36,10 @@ run: install  ## verify the ops, then train, compare and quantize the digits per
 	@$(RUN) -m bigkern train mlp --compare
 
 test: install  ## the test suite (needs no GPU)
-	$(RUN) -m pytest -n auto --dist loadgroup -m "not slow"
+	$(RUN) -m pytest -m "not slow"
 
 test-all: install  ## the test suite with the long sweeps, and the kernels under AddressSanitizer
-	$(RUN) -m pytest -n auto --dist loadgroup
+	$(RUN) -m pytest
 	$(MAKE) test-asan
 
 # A build of its own folder, so that the instrumented module never replaces the fast one.

@@ -8,9 +8,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["BIGKERN_POISON_OUTPUTS"] = "1"
-# Workers of pytest-xdist share the cores; more threads than cores would spin against each other.
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 import pytest
 from hypothesis import HealthCheck, settings

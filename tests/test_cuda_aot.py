@@ -22,7 +22,7 @@ from bigkern.cuda.resources import blocks_per_multiprocessor
 pytest.importorskip("triton")  # brings the tools that read machine code
 
 # Half a minute on two idle cores; the limit is for busy ones.
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("cuda_aot")]
+pytestmark = pytest.mark.timeout(1200)
 ARCHITECTURES = (80, 90, 100)
 SOURCES = sorted(path.stem for path in source_files.FOLDER.glob("*.cu"))
 

@@ -9,7 +9,7 @@ import torch
 from tests.triton_aot import ARCHITECTURES, SHARED_MEMORY_LIMIT, compile_cases
 
 # Half a minute on two idle cores; the limit is for busy ones.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("norm_triton_aot")]
+pytestmark = pytest.mark.timeout(900)
 
 # What they read or write beside whole rows is almost nothing.
 WITHOUT_WIDE_LOADS = ("norm_reduce_kernel",)

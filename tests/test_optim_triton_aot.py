@@ -9,7 +9,7 @@ import torch
 from tests.triton_aot import ARCHITECTURES, SHARED_MEMORY_LIMIT, compile_cases
 
 # A minute on two idle cores; the limit is for busy ones.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("optim_triton_aot")]
+pytestmark = pytest.mark.timeout(900)
 
 
 def aot_cases():

@@ -9,7 +9,7 @@ import torch
 from tests.triton_aot import ARCHITECTURES, SHARED_MEMORY_LIMIT, compile_cases
 
 # A minute on two idle cores; the limit is for busy ones.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("triton_aot")]
+pytestmark = pytest.mark.timeout(900)
 
 # The matrix unit of each architecture, as PTX and as machine code: fp16 and bf16, then int8.
 MATRIX_PTX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
