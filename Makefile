@@ -6,6 +6,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-all test-asan bench report lint format clean
@@ -56,12 +57,12 @@ report: install  ## rewrite the generated tables of README.md
 lint: install  ## ruff and clang-format, checking only
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(FORMATTED)
 
 format: install  ## ruff and clang-format, in place
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
+	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 clean:  ## removes what the targets above made
 	rm -rf $(VENV) build runs *.egg-info bigkern/_C/*.so bigkern/_C/build.json
