@@ -1,6 +1,8 @@
 # What people type here. `make help` lists it.
 PYTHON ?= python3
 VENV ?= .venv
+# A file stays on one process: what its tests share (oracle answers, kernels compiled ahead) is then made once.
+PYTEST_FLAGS ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
@@ -36,10 +38,10 @@ run: install  ## verify the ops, then train, compare and quantize the digits per
 	@$(RUN) -m bigkern train mlp --compare
 
 test: install  ## the test suite (needs no GPU)
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow"
 
 test-all: install  ## the test suite with the long sweeps, and the kernels under AddressSanitizer
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PYTEST_FLAGS)
 	$(MAKE) test-asan
 
 # A build of its own folder, so that the instrumented module never replaces the fast one.

@@ -11,7 +11,7 @@ from bigkern.backends import cpu
 from bigkern.registration import short_way
 from tests.support import PLACES
 
-INSTRUCTION_SETS = [place.instruction_set for place in PLACES if place.backend == "cpu"]
+CPU_PLACES = [place for place in PLACES if place.backend == "cpu"]
 CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -58,13 +58,13 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("place", CPU_PLACES, ids=str)
 @pytest.mark.parametrize("op", PLAIN)
-def test_same_bits_as_the_kernel(op, instruction_set):
+def test_same_bits_as_the_kernel(op, place):
     for options in PLAIN[op]:
         for dtype in CPU_DTYPES:
             arguments = ARGUMENTS[op](dtype, **options)
-            with cpu.use_instruction_set(instruction_set), bigkern.use_backend("cpu"):
+            with place.use():
                 expected = getattr(bigkern, op)(*arguments)
                 output = by_short_way(op, arguments)
             if op == "linear_act" and dtype == torch.bfloat16:
