@@ -187,8 +187,7 @@ class Kernel:
     def _autograd_kernel(self, *args):
         if self._differentiable and forward_ad._current_level >= 0:
             # Forward-mode derivatives: PyTorch's operators have the formulas.
-            outputs = self.torch(*args)
-            return outputs if self._returns_tuple else outputs[0]
+            return self._returned(self.torch(*args))
         if self._needs_grad(args):
             return self._through_dispatcher.apply(*args)
         return _below_autograd(self.op)(*args)

@@ -11,7 +11,10 @@ import bigkern
 OPS = (
     *("attention", "attention_with_lse", "cross_entropy", "dequantize"),
     *("int8_linear", "linear_act", "quantize"),
+    *("layer_norm", "rms_norm", "add_layer_norm", "add_layer_norm_with_sum"),
 )
+# They work on lists of tensors, in place.
+OF_LISTS = ("adagrad", "adam", "grad_norm", "rmsprop", "sgd")
 
 
 class Foreign:
@@ -44,6 +47,10 @@ def calls():
         "int8_linear": ((floats(3, 8), numbers, floats(6) ** 2), {"bias": floats(6), "activation": "gelu"}),
         "linear_act": ((floats(3, 8), floats(6, 8)), {"bias": floats(6)}),
         "quantize": ((floats(4, 9)[:, ::2],), {"axis": 0}),
+        "layer_norm": ((floats(4, 9), (9,), floats(9)), {"bias": floats(9)}),
+        "rms_norm": ((floats(4, 9), (9,)), {"weight": floats(9)}),
+        "add_layer_norm": ((floats(4, 9), floats(4, 9), (9,)), {"weight": floats(9)}),
+        "add_layer_norm_with_sum": ((floats(4, 9), floats(4, 9), (9,)), {"bias": floats(9)}),
     }
 
 
@@ -69,7 +76,7 @@ def test_ops_take_arrays_of_other_libraries_and_give_tensors(name, library):
 
 def test_every_public_op_takes_arrays():
     public = {name for name in bigkern.__all__ if inspect.isfunction(getattr(bigkern, name))}
-    assert public - {"explain", "use_backend"} == set(OPS)
+    assert public - {"explain", "use_backend", *OF_LISTS} == set(OPS)
 
 
 def test_arguments_may_all_be_named():

@@ -171,6 +171,7 @@ def test_inputs_of_a_saved_graph_cannot_be_changed_unseen():
         output.sum().backward()
 
 
+HAVE_A_SHORT_WAY = ("linear_act", "cross_entropy")
 SMALL_AND_LARGE = {
     "linear_act": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randn(n, n)), 8, 128),
     "cross_entropy": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randint(n, (n,))), 8, 512),
@@ -190,8 +191,9 @@ def test_auto_leaves_very_small_calls_to_pytorch_and_says_so(op):
     assert "measured faster below" in decision.reasons["cpu"]
     assert "bigkern" not in type(function(*inputs).grad_fn).__name__
     assert bigkern.explain(function, *make(large))[0].chosen == "cpu"
-    with torch.no_grad():
-        assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
+    if op in HAVE_A_SHORT_WAY:
+        with torch.no_grad():
+            assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
     with bigkern.use_backend("cpu"):
         assert bigkern.explain(function, *inputs)[0].chosen == "cpu"
         ours = function(*inputs)

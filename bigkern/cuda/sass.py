@@ -82,8 +82,9 @@ def read_cubin(cubin: bytes) -> dict[str, KernelCode]:
         usage = _output_of(cuobjdump, "-res-usage", file.name)
         text = _output_of(nvdisasm, "-c", file.name)
     # From Hopper on, cuobjdump adds the 1 KB that the system keeps to what kernels with shared memory declare.
-    arch = int(re.search(r"\.target\s+sm_(\d+)", text).group(1))
-    reserved = 1024 if arch >= 90 else 0
+    # nvdisasm names the architecture in one of two ways, depending on who made the file.
+    arch = re.search(r"\.target\s+sm_(\d+)|EF_CUDA_SM(\d+)", text)
+    reserved = 1024 if int(arch[1] or arch[2]) >= 90 else 0
     codes = {}
     for section in re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]:
         name = section[: section.index(":")]
