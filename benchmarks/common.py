@@ -198,7 +198,9 @@ def _git(*arguments) -> str | None:
 
 def commit() -> str | None:
     revision = _git("rev-parse", "--short=12", "HEAD")
-    return revision and revision + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    # Results that were written a moment ago are no change of what is measured.
+    changed = _git("status", "--porcelain", "--untracked-files=no", ":(top)", ":(top,exclude)benchmarks/results")
+    return revision and revision + ("-dirty" if changed else "")
 
 
 def environment_record(device) -> dict:

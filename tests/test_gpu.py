@@ -13,12 +13,12 @@ from tests.support import PLACES, assert_within_policy
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 HUGE = 2**31 if ON_GPU else 2**11
-KERNEL_PLACES = [place for place in PLACES if place.backend in ("triton", "cuda")]
+KERNEL_PLACES = [place for place in PLACES if place.backend in ("triton", "cuda") and place.device == DEVICE]
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
 
 
 @pytest.fixture(params=KERNEL_PLACES, ids=str)
-def place(request):
+def gpu_place(request):
     return request.param
 
 
@@ -32,10 +32,10 @@ def memory(gibibytes):
         torch.cuda.empty_cache()
 
 
-def test_quantize_beyond_32_bit_offsets(place):
+def test_quantize_beyond_32_bit_offsets(gpu_place):
     columns = 4096 if ON_GPU else 64
     rows = HUGE // columns + 3
-    with memory(8), place.use():
+    with memory(8), gpu_place.use():
         input = torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE).normal_()
         qinput, scale, _ = bigkern.quantize(input, axis=0)
         back = bigkern.dequantize(qinput[-4:], scale[-4:], axis=0)
@@ -44,10 +44,10 @@ def test_quantize_beyond_32_bit_offsets(place):
     assert (back - last).abs().amax() <= scale[-4:].max() * 0.5001
 
 
-def test_cross_entropy_beyond_32_bit_offsets(place):
+def test_cross_entropy_beyond_32_bit_offsets(gpu_place):
     classes = 131072 if ON_GPU else 128
     rows = HUGE // classes + 3
-    with memory(20), place.use():
+    with memory(20), gpu_place.use():
         input = torch.empty(rows, classes, dtype=torch.bfloat16, device=DEVICE).normal_().requires_grad_()
         target = torch.randint(classes, (rows,), device=DEVICE)
         loss = bigkern.cross_entropy(input, target, reduction="none")
@@ -62,10 +62,10 @@ def test_cross_entropy_beyond_32_bit_offsets(place):
     assert_within_policy(grad[-4:], expected_grad, theirs_grad)
 
 
-def test_linear_act_beyond_32_bit_offsets(place):
+def test_linear_act_beyond_32_bit_offsets(gpu_place):
     features = 2**15 + 8 if ON_GPU else 40
     rows = HUGE // features + 3
-    with memory(12), place.use():
+    with memory(12), gpu_place.use():
         input = torch.randn(rows, 16, device=DEVICE).to(torch.bfloat16)
         weight = torch.randn(features, 16, device=DEVICE).to(torch.bfloat16)
         output = bigkern.linear_act(input, weight, None, "relu")
@@ -73,10 +73,10 @@ def test_linear_act_beyond_32_bit_offsets(place):
     assert_within_policy(output[-4:], expected, F.relu(F.linear(input[-4:], weight)))
 
 
-def test_attention_beyond_32_bit_offsets(place):
+def test_attention_beyond_32_bit_offsets(gpu_place):
     length, head_dim = (128, 128) if ON_GPU else (16, 16)
     batch = HUGE // (length * head_dim) + 3
-    with memory(24), place.use():
+    with memory(24), gpu_place.use():
         query, key, value = (
             torch.empty(batch, 1, length, head_dim, dtype=torch.bfloat16, device=DEVICE).normal_() for _ in range(3)
         )
@@ -96,17 +96,17 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_repeated_calls_give_the_same_bits(place, name):
+def test_repeated_calls_give_the_same_bits(gpu_place, name):
     x = torch.randn(48, 64, device=DEVICE).to(torch.float16)
-    with place.use():
+    with gpu_place.use():
         assert torch.equal(CALLS[name](x), CALLS[name](x))
 
 
 @needs_gpu
 @pytest.mark.parametrize("name", CALLS)
-def test_runs_in_a_cuda_graph(place, name):
+def test_runs_in_a_cuda_graph(gpu_place, name):
     x = torch.randn(64, 64, device=DEVICE).to(torch.float16)
-    with place.use():
+    with gpu_place.use():
         CALLS[name](x)  # compiles outside of the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -118,10 +118,10 @@ def test_runs_in_a_cuda_graph(place, name):
 
 @needs_gpu
 @pytest.mark.parametrize("name", CALLS)
-def test_runs_on_the_current_stream(place, name):
+def test_runs_on_the_current_stream(gpu_place, name):
     x = torch.randn(64, 64, device=DEVICE).to(torch.float16)
     stream = torch.cuda.Stream()
-    with place.use():
+    with gpu_place.use():
         expected = CALLS[name](x + 1)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):

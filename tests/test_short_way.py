@@ -58,13 +58,13 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("place", CPU_PLACES, ids=str)
+@pytest.mark.parametrize("cpu_place", CPU_PLACES, ids=str)
 @pytest.mark.parametrize("op", PLAIN)
-def test_same_bits_as_the_kernel(op, place):
+def test_same_bits_as_the_kernel(op, cpu_place):
     for options in PLAIN[op]:
         for dtype in CPU_DTYPES:
             arguments = ARGUMENTS[op](dtype, **options)
-            with place.use():
+            with cpu_place.use():
                 expected = getattr(bigkern, op)(*arguments)
                 output = by_short_way(op, arguments)
             if op == "linear_act" and dtype == torch.bfloat16:
