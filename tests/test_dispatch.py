@@ -175,7 +175,7 @@ HAVE_A_SHORT_WAY = ("linear_act", "cross_entropy")
 SMALL_AND_LARGE = {
     "linear_act": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randn(n, n)), 8, 128),
     "cross_entropy": (lambda n: (torch.randn(n, n).requires_grad_(), torch.randint(n, (n,))), 8, 512),
-    "layer_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 512),
+    "layer_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 1024),
     "rms_norm": (lambda n: (torch.randn(n, n), (n,)), 8, 256),
 }
 

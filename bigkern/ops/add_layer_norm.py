@@ -26,8 +26,8 @@ from ..rng import draw_rng_state
 from .layer_norm import layer_norm_backward_torch, layer_norm_forward_torch
 
 # Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 16
-SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} elements (benchmarks/bench_overhead.py)"
+SMALL = 1 << 18
+SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} elements"
 
 
 def add_layer_norm(

@@ -20,8 +20,8 @@ from ..norm_arguments import as_rows, check_norm, flat, one_dtype, statistics_dt
 from ..registration import Kernel, too_small
 
 # Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 18
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements (benchmarks/bench_overhead.py)"
+SMALL = 3 << 17
+SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements"
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
