@@ -1,4 +1,5 @@
-// The contents page of the C++ module: one line per function.
+// The contents page of the C++ module: one line per function. Compiled once, and linked with the kernels of each
+// instruction set: nothing here may depend on one.
 #include <pybind11/pybind11.h>
 
 #include "cpu/kernels.h"
@@ -14,7 +15,7 @@ using release_gil = py::call_guard<py::gil_scoped_release>;
 #define BIGKERN_COMPILER "GCC " __VERSION__
 #endif
 
-PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
+static void define_functions(py::module_& module) {
   module.attr("compiler") = BIGKERN_COMPILER;
   module.def("add_layer_norm_forward", &bigkern::add_layer_norm_forward, release_gil());
   module.def("add_layer_norm_backward", &bigkern::add_layer_norm_backward, release_gil());
@@ -43,3 +44,8 @@ PYBIND11_MODULE(BIGKERN_INSTRUCTION_SET, module) {
   module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
 }
+
+// A module finds its entry by its own name.
+PYBIND11_MODULE(baseline, module) { define_functions(module); }
+PYBIND11_MODULE(avx2, module) { define_functions(module); }
+PYBIND11_MODULE(avx512, module) { define_functions(module); }
