@@ -3,17 +3,19 @@
 import triton
 import triton.language as tl
 
-from .common import COMPILE_OPTIONS, INTERPRET, arch_of, num_multiprocessors, on_device_of
-from .linear_act import GROUP_M, matmul_tile_for, store_epilogue, tile_of_program
+from .common import COMPILE_OPTIONS, INTERPRET, num_multiprocessors, on_device_of
+from .linear_act import GROUP_M, store_epilogue, tile_of_program
 
 
-@triton.jit
-def add_products(a_ptrs, a_mask, q, zero, acc, UPCAST: tl.constexpr):
-    """acc + a @ (q - zero): the whole numbers q - zero, at most 255 in size, are exact in every dtype of a."""
-    a = tl.load(a_ptrs, mask=a_mask, other=0)
-    if UPCAST:  # triton's interpreter multiplies the bit patterns of bf16
-        a = a.to(tl.float32)
-    return tl.dot(a, (q - zero).to(a.dtype), acc, input_precision="ieee", out_dtype=tl.float32)
+def tile_for(M, N, group_bytes, int4, num_programs):
+    """(BLOCK_M, BLOCK_N, BLOCK_BYTES, warps): small tiles, because each has two sums and its weights in registers."""
+    # A step must not reach far beyond a group; tl.dot asks for a depth of 16 at least.
+    widest = max(triton.next_power_of_2(max(group_bytes, 1)), 16)
+    if M <= 16:  # bound by reading the weights: few rows, long reads, many programs
+        return 16, 32, min(widest, 64), 4
+    if M <= 32 or triton.cdiv(M, 64) * triton.cdiv(N, 64) < num_programs:
+        return 32, 64, min(widest, 32), 4
+    return 64, 64, 16 if int4 else min(widest, 32), 4
 
 
 @triton.jit
@@ -56,19 +58,18 @@ def weight_only_linear_kernel(
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for first in range(0, group_bytes, BLOCK_BYTES):
             places = first + tl.arange(0, BLOCK_BYTES).to(tl.int64)
-            q_ptrs = qweight_ptr + cols[None, :] * qweight_row_stride + (group * group_bytes + places)[:, None]
-            q = tl.load(q_ptrs, mask=(places < group_bytes)[:, None] & col_mask[None, :], other=0)
-            ks = places * 2 if INT4 else places
-            a_ptrs = input_ptr + rows[:, None] * input_row_stride
-            a_ptrs += (group * group_size + ks)[None, :] * input_k_stride
-            a_mask = row_mask & (ks < group_size)[None, :]
-            if INT4:  # the lower halves are the even places of the depth, the upper ones the odd
-                q = q.to(tl.int32)
-                acc = add_products(a_ptrs, a_mask, q & 15, zero[None, :], acc, UPCAST)
-                a_mask = row_mask & (ks + 1 < group_size)[None, :]
-                acc = add_products(a_ptrs + input_k_stride, a_mask, q >> 4, zero[None, :], acc, UPCAST)
-            else:
-                acc = add_products(a_ptrs, a_mask, q.to(tl.int32), zero[None, :], acc, UPCAST)
+            q_ptrs = qweight_ptr + cols[:, None] * qweight_row_stride + (group * group_bytes + places)[None, :]
+            q = tl.load(q_ptrs, mask=col_mask[:, None] & (places < group_bytes)[None, :], other=0).to(tl.int32)
+            ks = places
+            if INT4:
+                q = tl.interleave(q & 15, q >> 4)  # [BLOCK_N, 2 * BLOCK_BYTES]
+                ks = 2 * first + tl.arange(0, 2 * BLOCK_BYTES).to(tl.int64)
+            a_ptrs = input_ptr + rows[:, None] * input_row_stride + (group * group_size + ks)[None, :] * input_k_stride
+            a = tl.load(a_ptrs, mask=row_mask & (ks < group_size)[None, :], other=0)
+            if UPCAST:  # triton's interpreter multiplies the bit patterns of bf16
+                a = a.to(tl.float32)
+            b = (q - zero[:, None]).to(a.dtype)  # whole numbers of at most 255 are exact in every dtype
+            acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee", out_dtype=tl.float32)
         z += acc * tl.load(scale_ptr + cols * num_groups + group, mask=col_mask, other=0)[None, :]
     store_epilogue(z, bias_ptr, bias_stride, output_ptr, None, rows < M, rows, cols, N, ACTIVATION)
 
@@ -81,12 +82,9 @@ def weight_only_linear_forward(input, qweight, weight_scale, weight_zero_point, 
     int4 = str(qweight.dtype) == "torch.uint8"
     group_size = K // num_groups
     group_bytes = triton.cdiv(group_size, 2) if int4 else group_size
-    num_programs = num_multiprocessors(input.device)
-    tile = matmul_tile_for(M, N, input.element_size(), activation, arch_of(input.device), num_programs)
-    # A step must not reach far beyond a group, and tl.dot asks for a depth of 16 at least.
-    block_bytes = max(min(tile.block_k, 64, triton.next_power_of_2(max(group_bytes, 1))), 16)
+    block_m, block_n, block_bytes, num_warps = tile_for(M, N, group_bytes, int4, num_multiprocessors(input.device))
     with on_device_of(input):
-        weight_only_linear_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n),)](
+        weight_only_linear_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
             input,
             qweight,
             weight_scale,
@@ -102,12 +100,12 @@ def weight_only_linear_forward(input, qweight, weight_scale, weight_zero_point, 
             0 if bias is None else bias.stride(0),
             ACTIVATION=activation,
             INT4=int4,
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
             BLOCK_BYTES=block_bytes,
             GROUP_M=GROUP_M,
             UPCAST=INTERPRET,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            num_warps=num_warps,
+            num_stages=4,
             **COMPILE_OPTIONS,
         )
