@@ -108,8 +108,7 @@ class Attention(torch.nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Pairs (x[i], x[i + head / 2]) turned by their angle; x [batch, heads, length, head], cos and sin [length, head / 2]
-    of the angles."""
+    """Turns pairs (x[i], x[i + head / 2]); x is [batch, heads, length, head], cos and sin [length, head / 2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -208,10 +207,11 @@ class GPT(torch.nn.Module):
         return self.output(normed)
 
     def rotation(self, places, dtype):
-        """cos and sin [length, head width / 2] of every place's angles, computed in float32."""
+        """cos and sin [length, head width / 2] of every place's angles, computed in float32 or better."""
         head = self.config.width // self.config.heads
-        exponents = torch.arange(0, head, 2, device=places.device, dtype=torch.float32) / head
-        angles = places[:, None].float() * self.config.rotary_base**-exponents
+        precise = torch.float64 if dtype == torch.float64 else torch.float32
+        exponents = torch.arange(0, head, 2, device=places.device, dtype=precise) / head
+        angles = places[:, None].to(precise) * self.config.rotary_base**-exponents
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def loss(self, tokens, targets):
