@@ -67,14 +67,19 @@ class Windows:
 
 
 def python_documentation(fractions=(0.9, 0.05, 0.05)):
-    """The help texts that every Python carries, topic after topic: (train, validation, test), three strings.
+    """The help texts that every Python carries: (train, validation, test), three strings.
 
-    Topics go whole into one of the three, so that no sentence is in two.
+    Topics go whole into one of the three. Many topics quote others: a paragraph is kept where it comes first, so that
+    none is in two parts.
     """
     from pydoc_data.topics import topics
 
-    texts = [topics[name] for name in sorted(topics)]
+    seen, texts = set(), []
+    for name in sorted(topics):
+        paragraphs = dict.fromkeys(topics[name].split("\n\n"))
+        texts.append("\n\n".join(paragraph for paragraph in paragraphs if paragraph not in seen))
+        seen.update(paragraphs)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     cuts = (round(len(texts) * fractions[0]), round(len(texts) * (fractions[0] + fractions[1])))
     parts = order[: cuts[0]], order[cuts[0] : cuts[1]], order[cuts[1] :]
-    return tuple("\n\n".join(texts[i] for i in part) for part in parts)
+    return tuple("\n\n".join(texts[i] for i in part if texts[i]) for part in parts)
