@@ -184,12 +184,12 @@ def run(*arguments):
     return CliRunner().invoke(train_command, ["gpt", *map(str, arguments)])
 
 
-SMALL = ("--layers", 1, "--heads", 2, "--width", 16, "--context", 16, "--batch-size", 8, "--warmup-steps", 2)
+SMALL = ("--layers", 1, "--heads", 2, "--width", 32, "--context", 16, "--batch-size", 4, "--warmup-steps", 2)
 
 
 def test_command_learns_the_users_text_and_resumes(tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat. " * 150)
+    text.write_text("the cat sat on the mat. " * 200)
     result = run("--text", text, *SMALL, "--epochs", 2, "--lr", 0.01, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     measured = json.loads((tmp_path / "run" / "result.json").read_text())
