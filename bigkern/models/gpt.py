@@ -5,10 +5,12 @@ kernel. Sources: Radford et al., "Language Models are Unsupervised Multitask Lea
 (2023).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from .blocks import Block, Perceptron, SelfAttention, initialize, run_pre_norm
 from .layers import Ours
 
 
@@ -85,62 +87,19 @@ class KVCache:
         return self.tensors[layer, 0, :, :, :end], self.tensors[layer, 1, :, :, :end]
 
 
-class Attention(torch.nn.Module):
-    def __init__(self, config, layers):
-        super().__init__()
-        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
-        self.head = config.width // config.heads
-        self.qkv = layers.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head, bias=config.bias)
-        self.out = layers.Linear(config.width, config.width, bias=config.bias)
-        self.attention = layers.attention
-
-    def forward(self, x, rotation, cache, layer):
-        batch, length, width = x.shape
-        parts = self.qkv(x).view(batch, length, self.heads + 2 * self.kv_heads, self.head).transpose(1, 2)
-        query, key, value = parts.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
-        causal = length > 1
-        if cache is not None:
-            key, value = cache.append(layer, key, value)
-        mixed = self.attention(query, key, value, is_causal=causal, enable_gqa=self.kv_heads != self.heads)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-def rotate(x, cos, sin):
-    """Turns pairs (x[i], x[i + head / 2]); x is [batch, heads, length, head], cos and sin [length, head / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-class Perceptron(torch.nn.Module):
-    def __init__(self, config, layers):
-        super().__init__()
-        hidden = config.hidden or 4 * config.width
-        self.gated = config.perceptron == "swiglu"
-        if self.gated:
-            self.gate = layers.LinearAct(config.width, hidden, bias=config.bias, activation="silu")
-            self.up = layers.Linear(config.width, hidden, bias=config.bias)
-        else:
-            self.up = layers.LinearAct(config.width, hidden, bias=config.bias, activation="gelu_tanh")
-        self.down = layers.Linear(hidden, config.width, bias=config.bias)
-
-    def forward(self, x):
-        return self.down(self.gate(x) * self.up(x) if self.gated else self.up(x))
-
-
-class Block(torch.nn.Module):
-    def __init__(self, config, layers):
-        super().__init__()
-        self.norm_1 = make_norm(config, layers)
-        self.attention = Attention(config, layers)
-        self.norm_2 = make_norm(config, layers)
-        self.perceptron = Perceptron(config, layers)
-
-
 def make_norm(config, layers):
     kind = layers.LayerNorm if config.norm == "layer_norm" else layers.RMSNorm
     return kind(config.width, eps=config.eps)
+
+
+def make_block(config, layers):
+    activation = "gelu_tanh" if config.perceptron == "gelu" else "swiglu"
+    return Block(
+        make_norm(config, layers),
+        SelfAttention(config.width, config.heads, layers, config.kv_heads, config.bias, causal=True),
+        make_norm(config, layers),
+        Perceptron(config.width, config.hidden or 4 * config.width, layers, activation, config.bias),
+    )
 
 
 class GPT(torch.nn.Module):
@@ -160,25 +119,12 @@ class GPT(torch.nn.Module):
         self.tokens = layers.Embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.positions = layers.Embedding(config.context, config.width)
-        self.blocks = torch.nn.ModuleList(Block(config, layers) for _ in range(config.layers))
+        self.blocks = torch.nn.ModuleList(make_block(config, layers) for _ in range(config.layers))
         self.norm = make_norm(config, layers)
         self.output = layers.Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
             self.output.weight = self.tokens.weight
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        """GPT-2's: normal with deviation 0.02, and for what ends a branch 0.02 / sqrt(2 * layers)."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.zeros_(parameter)
-            elif parameter.ndim == 2:
-                ends_branch = name.endswith(("attention.out.weight", "perceptron.down.weight"))
-                deviation = 0.02 / (2 * self.config.layers) ** 0.5 if ends_branch else 0.02
-                torch.nn.init.normal_(parameter, std=deviation)
-
-    def config_dict(self) -> dict:
-        return asdict(self.config)
+        initialize(self, branches=2 * config.layers)
 
     def forward(self, tokens, cache: KVCache | None = None):
         config, start = self.config, cache.length if cache is not None else 0
@@ -195,13 +141,11 @@ class GPT(torch.nn.Module):
         else:
             rotation = self.rotation(places, x.dtype)
         x = torch.nn.functional.dropout(x, config.dropout, self.training)
-        norms = [norm for block in self.blocks for norm in (block.norm_1, block.norm_2)] + [self.norm]
-        normed = norms[0](x)
-        for i, block in enumerate(self.blocks):
-            branch = block.attention(normed, rotation, cache, i)
-            normed, x = self.layers.add_norm(norms[2 * i + 1], branch, x, config.dropout, self.training)
-            branch = block.perceptron(normed)
-            normed, x = self.layers.add_norm(norms[2 * i + 2], branch, x, config.dropout, self.training)
+        caches = [None if cache is None else partial(cache.append, layer) for layer in range(config.layers)]
+        normed = run_pre_norm(
+            self.blocks, self.norm, x, self.layers, config.dropout, self.training,
+            rotation=[rotation] * config.layers, cache=caches,
+        )  # fmt: skip
         if cache is not None:
             cache.length += length
         return self.output(normed)
