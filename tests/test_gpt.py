@@ -174,7 +174,9 @@ def test_logits_equal_those_of_hugging_face(kind):
     theirs = theirs.double().eval()
     ours = from_hugging_face(theirs.state_dict(), **heads).double().eval()
     tokens = torch.randint(50, (2, 19))
-    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-9, atol=1e-9)
+    # Hugging Face takes Llama's rotary angles in float32 whatever the model's dtype.
+    close = 1e-9 if kind == "gpt2" else 1e-6
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=close, atol=close)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 # name -> what `bigkern train --help` says of it. The order is that of the help.
 TASKS = {
+    "vit": "A vision transformer on scikit-learn's handwritten digits.",
     "gpt": "Pre-train a language model on Python's own documentation, or on a text of yours, and let it write.",
 }
 
