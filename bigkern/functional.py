@@ -10,6 +10,7 @@ from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
+from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.rms_norm import rms_norm
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_act",
+    "linear_cross_entropy",
     "rms_norm",
     "scaled_dot_product_attention",
 ]

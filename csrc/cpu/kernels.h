@@ -59,6 +59,19 @@ void layer_norm_backward(const Tensor& grad_output, const Tensor& input, const T
                          bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
                          const Tensor& grad_bias);
 
+void linear_cross_entropy_forward(const Tensor& input, const Tensor& linear_weight, const Tensor& linear_bias,
+                                  const Tensor& target, const Tensor& weight, int64_t ignore_index,
+                                  const std::string& reduction, double label_smoothing, bool needs_input_grad,
+                                  bool needs_weight_grad, bool needs_bias_grad, const Tensor& loss,
+                                  const Tensor& grad_input, const Tensor& grad_linear_weight,
+                                  const Tensor& grad_linear_bias);
+void linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& linear_weight,
+                                   const Tensor& linear_bias, const Tensor& target, const Tensor& weight,
+                                   int64_t ignore_index, const std::string& reduction, double label_smoothing,
+                                   bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
+                                   const Tensor& grad_input, const Tensor& grad_linear_weight,
+                                   const Tensor& grad_linear_bias);
+
 void linear_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::string& activation,
                         bool save_pre_activation, const Tensor& output, const Tensor& pre_activation);
 void linear_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& saved,
