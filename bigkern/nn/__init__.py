@@ -1,6 +1,6 @@
 """Modules with the names, arguments and state_dict of torch.nn."""
 
-from . import utils
+from . import loss, utils
 from .attention import MultiheadAttention
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
@@ -18,3 +18,7 @@ __all__ = [
     "quantize_linears",
     "utils",
 ]
+
+if hasattr(loss, "LinearCrossEntropyLoss"):
+    LinearCrossEntropyLoss = loss.LinearCrossEntropyLoss
+    __all__.append("LinearCrossEntropyLoss")

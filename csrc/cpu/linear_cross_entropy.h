@@ -225,16 +225,21 @@ RowSums gradient_of_row(const Problem<T>& problem, int64_t row, double scale, ac
   return sums;
 }
 
-// sums[c] += grads[:, c]
+// sums[c] += grads[:, c]: a few rows at a time in T's accumulator, and those in double.
 template <class T>
-void add_column_sums(const Matrix<T>& grads, acc_t<T>* sums) {
-  constexpr int kLanes = lanes<acc_t<T>>;
-  parallel_for(ceil_div(grads.cols, kLanes), ceil_div(int64_t{1} << 14, grads.rows), [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < grads.rows; ++r) {
-      const T* row = grads.data + r * grads.row_stride;
-      for (int64_t c = begin * kLanes; c < std::min(end * kLanes, grads.cols); c += kLanes) {
-        const int64_t count = std::min<int64_t>(kLanes, grads.cols - c);
-        store_partial(sums + c, load_partial(sums + c, count) + load_partial(row + c, count), count);
+void add_column_sums(const Matrix<T>& grads, double* sums) {
+  using A = acc_t<T>;
+  constexpr int kLanes = lanes<A>;
+  constexpr int64_t kRows = 32;
+  const int64_t grain = ceil_div(xent::kPiece, grads.rows * kLanes);
+  parallel_for(ceil_div(grads.cols, kLanes), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * kLanes; c < std::min(end * kLanes, grads.cols); c += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, grads.cols - c);
+      for (int64_t first = 0; first < grads.rows; first += kRows) {
+        vec<A> sum = {};
+        for (int64_t r = first; r < std::min(first + kRows, grads.rows); ++r)
+          sum += load_partial(grads.data + r * grads.row_stride + c, count);
+        for (int64_t lane = 0; lane < count; ++lane) sums[c + lane] += sum[lane];
       }
     }
   });
@@ -268,7 +273,7 @@ void gradients_of_rows(const Problem<T>& problem, std::vector<double> row_scale,
   const int64_t weight_size = gradients.linear_weight ? classes * features : 0;
   Lease<WeightSumsWorkspace> sums_lease(sums_in_place ? 0 : static_cast<size_t>(weight_size) * sizeof(A));
   A* weight_sums = sums_in_place ? reinterpret_cast<A*>(gradients.linear_weight) : sums_lease.template as<A>();
-  std::vector<A> bias_sums(gradients.linear_bias ? classes : 0);
+  std::vector<double> bias_sums(gradients.linear_bias ? classes : 0);
   if (rows == 0) std::fill_n(weight_sums, weight_size, A(0));
 
   for (int64_t first = 0; first < rows; first += chunk_rows) {
@@ -310,7 +315,7 @@ void gradients_of_rows(const Problem<T>& problem, std::vector<double> row_scale,
                               static_cast<A>(factor), (end - begin) * features, false);
     });
   for (size_t c = 0; c < bias_sums.size(); ++c)
-    gradients.linear_bias[c] = from_acc<T>(bias_sums[c] * static_cast<A>(factor));
+    gradients.linear_bias[c] = from_acc<T>(static_cast<A>(bias_sums[c] * factor));
 }
 
 }  // namespace bigkern::linear_xent
