@@ -1,7 +1,8 @@
 """Cross entropy of input [N, K] @ linear_weight [C, K].T without the logits: products reduced where they are computed.
 
-The loss alone takes one kernel that walks the classes and keeps four numbers a row. Gradients take chunks of rows, whose
-logits exist one chunk at a time: product, loss and gradient of the logits (kernels/cross_entropy.py), two products.
+The loss alone takes one kernel that walks the classes and keeps four numbers a row. Gradients take chunks of rows,
+whose logits exist one chunk at a time: product, loss and gradient of the logits (kernels/cross_entropy.py), two
+products.
 """
 
 import torch
@@ -112,13 +113,14 @@ def linear_cross_entropy_sums_kernel(
         logits = tl.where(class_mask[None, :], logits, -float("inf"))
         own_logit += tl.sum(tl.where(classes[None, :] == target[:, None], logits, 0.0), axis=1)
         larger = tl.maximum(maximum, tl.max(logits, axis=1))  # a NaN loses here, and shows in the sum
-        exp_sum = exp_sum * tl.exp(maximum - larger) + tl.sum(tl.exp(logits - larger[:, None]), axis=1)
+        below = logits - larger[:, None]
+        exp_sum = exp_sum * tl.exp(maximum - larger) + tl.sum(tl.exp(below), axis=1)
         if HAS_SHARES:
             share = tl.where(class_mask, spread, 0.0)
             if weight_ptr is not None:
                 share *= tl.load(weight_ptr + classes * weight_stride, mask=class_mask, other=0).to(tl.float32)
             gap += share_sum * tl.minimum(larger - maximum, -LOWEST)  # 0 * inf would be NaN
-            gap += tl.sum(tl.where(class_mask[None, :], share[None, :] * (larger[:, None] - logits), 0.0), axis=1)
+            gap += tl.sum(tl.where(class_mask[None, :], -share[None, :] * below, 0.0), axis=1)
             share_sum += tl.sum(share, axis=0)
         maximum = larger
 
@@ -272,12 +274,14 @@ def launch_loss(input, linear_weight, linear_bias, target, weight, ignore_index,
     tile = matmul_tile_for(
         num_rows, num_classes, input.element_size(), "gelu", arch_of(input.device), num_multiprocessors(input.device)
     )
+    has_shares = label_smoothing != 0
+    if has_shares and tile.block_n > 64:  # the shares' sums need registers
+        tile = tile._replace(block_n=tile.block_n // 2)
     row_blocks, class_blocks = triton.cdiv(num_rows, tile.block_m), triton.cdiv(num_classes, tile.block_n)
     parts = class_parts_for(row_blocks, class_blocks, num_multiprocessors(input.device))
     classes_per_part = triton.cdiv(class_blocks, parts) * tile.block_n
     parts = max(triton.cdiv(num_classes, classes_per_part), 1) if classes_per_part else 1
     sums = torch.empty(parts, SUMS, num_rows, dtype=torch.float32, device=input.device)
-    has_shares = label_smoothing != 0
     part_shares = None
     spread = label_smoothing / max(num_classes, 1)
     if has_shares:

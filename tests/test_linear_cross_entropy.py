@@ -29,7 +29,13 @@ def make(place, rows, features, classes, dtype=torch.float32, bias=True, weighte
     linear_weight = torch.randn(classes, features, device=place.device).to(dtype)
     linear_bias = torch.randn(classes, device=place.device).to(dtype) if bias else None
     target = torch.randint(classes, (rows,), device=place.device)
-    return input, linear_weight, linear_bias, target, torch.rand(classes, device=place.device).to(dtype) if weighted else None
+    return (
+        input,
+        linear_weight,
+        linear_bias,
+        target,
+        torch.rand(classes, device=place.device).to(dtype) if weighted else None,
+    )
 
 
 def run(function, input, linear_weight, linear_bias, target, weight, **options):
@@ -196,7 +202,9 @@ def test_the_same_graph_gives_its_gradients_twice(place):
 def test_only_what_requires_grad_gets_one(place):
     input, linear_weight, linear_bias, target, _ = make(place, 5, 4, 6)
     for wanted in ((True, False, False), (False, True, False), (False, False, True)):
-        leaves = [t.detach().requires_grad_(w) for t, w in zip((input, linear_weight, linear_bias), wanted, strict=True)]
+        leaves = [
+            t.detach().requires_grad_(w) for t, w in zip((input, linear_weight, linear_bias), wanted, strict=True)
+        ]
         with place.use():
             bigkern.linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2]).backward()
         assert [leaf.grad is not None for leaf in leaves] == list(wanted)
@@ -378,7 +386,9 @@ def test_errors_say_what_is_wrong(call, error, message):
 
 
 def test_the_oracles_gradient_is_that_of_its_loss():
-    input, linear_weight, linear_bias = (t.double().numpy() for t in (torch.randn(3, 2), torch.randn(4, 2), torch.randn(4)))
+    input, linear_weight, linear_bias = (
+        t.double().numpy() for t in (torch.randn(3, 2), torch.randn(4, 2), torch.randn(4))
+    )
     target, weight = torch.tensor([1, -100, 3]).numpy(), torch.rand(4).double().numpy()
     options = (-100, "mean", 0.1, True, True, True)
     arrays = [input, linear_weight, linear_bias]

@@ -16,7 +16,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # PyTorch 2.13 has it
 
     class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
-        """`torch.nn.LinearCrossEntropyLoss`, computed by `bigkern.linear_cross_entropy`: the logits are never stored."""
+        """`torch.nn.LinearCrossEntropyLoss`, computed by `bigkern.linear_cross_entropy`: no logits are stored."""
 
         def forward(self, input, target):
             shape = (self.num_classes, *self.out_features)

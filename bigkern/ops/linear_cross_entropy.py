@@ -6,9 +6,9 @@
 For N rows and C classes the logits are N x C numbers, as many again for their gradient: with a language model's
 vocabulary, most of the memory of a training step. Here a tile of them goes into the row's running logsumexp as soon as
 it is computed (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Where a gradient will be
-wanted, the rows are taken in chunks: logits, loss, gradient of the logits and its products with input and linear_weight,
-before the next chunk. A loss of one number has its gradients computed in the forward, up to the factor that the backward
-brings: three products in all, as many as with the logits kept.
+wanted, the rows are taken in chunks: logits, loss, gradient of the logits and its products with input and
+linear_weight, before the next chunk. A loss of one number has its gradients computed in the forward, up to the factor
+that the backward brings: three products in all, as many as with the logits kept.
 """
 
 import torch
@@ -23,6 +23,8 @@ SMALL = 1 << 19
 SMALL_REASON = (
     f"below {SMALL} multiplications PyTorch's own functions measured faster (benchmarks/bench_linear_cross_entropy.py)"
 )
+
+AFFORDABLE = 1 << 25
 
 
 def linear_cross_entropy(
@@ -87,7 +89,9 @@ def linear_cross_entropy(
     dtype = input.dtype
     if autocast_enabled(input.device.type):
         to = torch.get_autocast_dtype(input.device.type)
-        input, linear_weight, linear_bias = (cast_floating(tensor, to) for tensor in (input, linear_weight, linear_bias))
+        input, linear_weight, linear_bias = (
+            cast_floating(tensor, to) for tensor in (input, linear_weight, linear_bias)
+        )
         dtype = _accumulate_dtype(dtype)  # as PyTorch's cross_entropy under autocast
     if input.ndim == 1:
         input, target = input.unsqueeze(0), target.reshape(1)
@@ -224,6 +228,22 @@ def _empty_gradients(input, linear_weight, needs_input_grad, needs_weight_grad, 
     )
 
 
+def _bfloat16_is_faster_in_torch(input, linear_weight, wants_gradient):
+    size = input.shape[0] * linear_weight.shape[0]
+    if (
+        wants_gradient
+        and input.is_cpu
+        and input.dtype == torch.bfloat16
+        and input.shape[0] >= 64
+        and size <= AFFORDABLE
+    ):
+        return (
+            f"PyTorch's bfloat16 products measured faster from 64 rows on; up to {AFFORDABLE} logits are worth their "
+            "memory (benchmarks/bench_linear_cross_entropy.py)"
+        )
+    return None
+
+
 def _gpu_supports(input):
     return "float64 is left to PyTorch on a GPU" if input.dtype == torch.float64 else None
 
@@ -293,6 +313,9 @@ linear_cross_entropy_forward = Kernel(
     module="linear_cross_entropy",
     allocate=_allocate_forward,
     torch=_forward_torch,
+    torch_is_faster=lambda input, linear_weight, *rest: _bfloat16_is_faster_in_torch(
+        input, linear_weight, any(rest[-3:])
+    ),
     supports={"cpu": None, "triton": lambda input, *_: _gpu_supports(input)},
     setup_context=_setup_context,
     backward=_backward,
@@ -355,6 +378,9 @@ linear_cross_entropy_backward = Kernel(
     module="linear_cross_entropy",
     allocate=_allocate_backward,
     torch=_backward_torch,
+    torch_is_faster=lambda grad_loss, input, linear_weight, *_: _bfloat16_is_faster_in_torch(
+        input, linear_weight, True
+    ),
     supports={"cpu": None, "triton": lambda grad_loss, input, *_: _gpu_supports(input)},
     recompute=True,
 )

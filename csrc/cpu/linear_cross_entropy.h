@@ -120,8 +120,8 @@ struct SumsSink final : TileSink<acc_t<T>> {
     sums.include(x, m);
   }
 
-  static void include_columns(LaneSums<A, kMasses>& sums, const A* logits, const A* bias,
-                              const PieceMasses<A>& masses, int64_t cols) {
+  static void include_columns(LaneSums<A, kMasses>& sums, const A* logits, const A* bias, const PieceMasses<A>& masses,
+                              int64_t cols) {
     int64_t c = 0;
     for (; c + kLanes <= cols; c += kLanes) include<1>(sums, logits, bias, masses, c);
     const int64_t rest = cols - c;
@@ -310,10 +310,11 @@ void gradients_of_rows(const Problem<T>& problem, std::vector<double> row_scale,
     if (gradients.linear_bias) add_column_sums(grad_logits, bias_sums.data());
   }
   if (!sums_in_place && gradients.linear_weight)
-    parallel_for(classes, std::max<int64_t>(1, 65536 / std::max<int64_t>(features, 1)), [&](int64_t begin, int64_t end) {
-      StoreSink<T>::store_row(gradients.linear_weight + begin * features, weight_sums + begin * features, nullptr,
-                              static_cast<A>(factor), (end - begin) * features, false);
-    });
+    parallel_for(classes, std::max<int64_t>(1, 65536 / std::max<int64_t>(features, 1)),
+                 [&](int64_t begin, int64_t end) {
+                   StoreSink<T>::store_row(gradients.linear_weight + begin * features, weight_sums + begin * features,
+                                           nullptr, static_cast<A>(factor), (end - begin) * features, false);
+                 });
   for (size_t c = 0; c < bias_sums.size(); ++c)
     gradients.linear_bias[c] = from_acc<T>(static_cast<A>(bias_sums[c] * factor));
 }
