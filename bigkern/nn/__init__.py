@@ -3,15 +3,18 @@
 from . import loss, utils
 from .attention import MultiheadAttention
 from .linear import Linear, LinearAct
-from .loss import CrossEntropyLoss
+from .loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, MSELoss
 from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "KLDivLoss",
     "LayerNorm",
     "Linear",
     "LinearAct",
+    "MSELoss",
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",

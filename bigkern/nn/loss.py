@@ -2,8 +2,11 @@
 
 import torch
 
+from ..ops.binary_cross_entropy_with_logits import binary_cross_entropy_with_logits
 from ..ops.cross_entropy import cross_entropy
+from ..ops.kl_div import kl_div
 from ..ops.linear_cross_entropy import linear_cross_entropy
+from ..ops.mse_loss import mse_loss
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -11,6 +14,27 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     def forward(self, input, target):
         return cross_entropy(input, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing)
+
+
+class MSELoss(torch.nn.MSELoss):
+    """`torch.nn.MSELoss`, computed by `bigkern.mse_loss`."""
+
+    def forward(self, input, target):
+        return mse_loss(input, target, self.reduction)
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """`torch.nn.BCEWithLogitsLoss`, computed by `bigkern.binary_cross_entropy_with_logits`."""
+
+    def forward(self, input, target):
+        return binary_cross_entropy_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
+
+
+class KLDivLoss(torch.nn.KLDivLoss):
+    """`torch.nn.KLDivLoss`, computed by `bigkern.kl_div`."""
+
+    def forward(self, input, target):
+        return kl_div(input, target, self.reduction, self.log_target)
 
 
 if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # PyTorch 2.13 has it
