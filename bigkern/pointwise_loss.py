@@ -5,9 +5,6 @@ import torch
 from .registration import Kernel, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 14
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements"
 
 
 def check_pair(op, input, target, *others):
@@ -26,8 +23,13 @@ def check_reduction(reduction, names=("none", "mean", "sum")):
         raise ValueError(f"{reduction} is not a valid value for reduction")
 
 
-def is_small(op, *tensors):
-    return tensors[0].numel() < SMALL and too_small(op, SMALL_REASON, *tensors)
+def is_small(op, least, *tensors):
+    """True where fewer than `least` elements are PyTorch's: a call then costs more than its kernel saves."""
+    if tensors[0].numel() >= least:
+        return False
+    return too_small(
+        op, f"PyTorch's own function measured faster below {least} elements (benchmarks/bench_{op}.py)", *tensors
+    )
 
 
 def as_matrix(tensor, shape, dtype):

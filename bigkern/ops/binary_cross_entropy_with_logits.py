@@ -19,6 +19,8 @@ from ..pointwise_loss import (
     repeated,
 )
 
+SMALL = 1 << 16
+
 
 def _losses(input, target, weight, pos_weight):
     weight, pos_weight = repeated(weight, input), repeated(pos_weight, input)
@@ -73,7 +75,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
         if torch.broadcast_shapes(tensor.shape, shape) != shape:
             raise RuntimeError(f"{op}: {name} of shape {list(tensor.shape)} does not broadcast to {list(shape)}")
         dtype = torch.promote_types(dtype, tensor.dtype)
-    if is_small(op, *(tensor for tensor in (input, target, weight, pos_weight) if tensor is not None)):
+    if is_small(op, SMALL, *(tensor for tensor in (input, target, weight, pos_weight) if tensor is not None)):
         return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
     matrices = as_matrix(input, shape, dtype), as_matrix(target, shape, dtype)
     periods = as_period(weight, shape, dtype), as_period(pos_weight, shape, dtype)
