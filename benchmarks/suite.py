@@ -31,6 +31,7 @@ SUITES = (
     "quantize",
     "linear_act",
     "cross_entropy",
+    "linear_cross_entropy",
     "layer_norm",
     "rms_norm",
     "add_layer_norm",

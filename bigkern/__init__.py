@@ -15,10 +15,14 @@ if find_spec("torch"):
     from .dispatch import explain, use_backend
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
     from .ops import cross_entropy as _cross_entropy
     from .ops import int8_linear as _int8_linear
+    from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
+    from .ops import linear_cross_entropy as _linear_cross_entropy
+    from .ops import mse_loss as _mse_loss
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import weight_only_linear as _weight_only_linear
@@ -33,11 +37,17 @@ if find_spec("torch"):
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    binary_cross_entropy_with_logits = accepts_arrays(
+        _binary_cross_entropy_with_logits.binary_cross_entropy_with_logits
+    )
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
+    kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
+    linear_cross_entropy = accepts_arrays(_linear_cross_entropy.linear_cross_entropy)
+    mse_loss = accepts_arrays(_mse_loss.mse_loss)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
     weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
@@ -56,6 +66,7 @@ __all__ = [
     "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dequantize",
     "dequantize_weight",
@@ -63,8 +74,11 @@ __all__ = [
     "functional",
     "grad_norm",
     "int8_linear",
+    "kl_div",
     "layer_norm",
     "linear_act",
+    "linear_cross_entropy",
+    "mse_loss",
     "nn",
     "optim",
     "quantize",

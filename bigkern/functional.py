@@ -5,20 +5,28 @@ To try them on a model: `import bigkern.functional as F` in place of `import tor
 
 from torch.nn._reduction import legacy_get_string
 
+from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy
 from .ops import cross_entropy as _cross_entropy
+from .ops import kl_div as _kl_div
+from .ops import mse_loss as _mse_loss
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
+from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.rms_norm import rms_norm
 
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_with_sum",
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "kl_div",
     "layer_norm",
     "linear",
     "linear_act",
+    "linear_cross_entropy",
+    "mse_loss",
     "rms_norm",
     "scaled_dot_product_attention",
 ]
@@ -41,6 +49,30 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = legacy_get_string(size_average, reduce)
     return _cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+    """`torch.nn.functional.mse_loss`; see `bigkern.mse_loss` and, for size_average and reduce, `cross_entropy`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_get_string(size_average, reduce)
+    return _mse_loss.mse_loss(input, target, reduction, weight)
+
+
+def binary_cross_entropy_with_logits(
+    input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
+):
+    """`torch.nn.functional.binary_cross_entropy_with_logits`; see `bigkern.binary_cross_entropy_with_logits` and, for
+    size_average and reduce, `cross_entropy`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_get_string(size_average, reduce)
+    return _binary_cross_entropy.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+
+
+def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_target=False):
+    """`torch.nn.functional.kl_div`; see `bigkern.kl_div` and, for size_average and reduce, `cross_entropy`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_get_string(size_average, reduce)
+    return _kl_div.kl_div(input, target, reduction, log_target)
 
 
 def linear(input, weight, bias=None):

@@ -28,15 +28,25 @@ static void define_functions(py::module_& module) {
 
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("binary_cross_entropy_with_logits_forward", &bigkern::binary_cross_entropy_with_logits_forward,
+             release_gil());
+  module.def("binary_cross_entropy_with_logits_backward", &bigkern::binary_cross_entropy_with_logits_backward,
+             release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
+  module.def("kl_div_forward", &bigkern::kl_div_forward, release_gil());
+  module.def("kl_div_backward", &bigkern::kl_div_backward, release_gil());
   module.def("layer_norm_forward", &bigkern::layer_norm_forward, release_gil());
   module.def("layer_norm_backward", &bigkern::layer_norm_backward, release_gil());
   module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
   module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
+  module.def("linear_cross_entropy_forward", &bigkern::linear_cross_entropy_forward, release_gil());
+  module.def("linear_cross_entropy_backward", &bigkern::linear_cross_entropy_backward, release_gil());
+  module.def("mse_loss_forward", &bigkern::mse_loss_forward, release_gil());
+  module.def("mse_loss_backward", &bigkern::mse_loss_backward, release_gil());
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());

@@ -36,6 +36,14 @@ void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
 
+void binary_cross_entropy_with_logits_forward(const Tensor& input, const Tensor& target, const Tensor& weight,
+                                              const Tensor& pos_weight, const std::string& reduction,
+                                              const Tensor& loss);
+void binary_cross_entropy_with_logits_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+                                               const Tensor& weight, const Tensor& pos_weight,
+                                               const std::string& reduction, bool needs_target_grad,
+                                               const Tensor& grad_input, const Tensor& grad_target);
+
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
                            const Tensor& total_weight);
@@ -52,6 +60,11 @@ void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tenso
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
                          const Tensor& pre_activation);
 
+void kl_div_forward(const Tensor& input, const Tensor& target, const std::string& reduction, bool log_target,
+                    const Tensor& loss);
+void kl_div_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const std::string& reduction,
+                     bool log_target, bool needs_target_grad, const Tensor& grad_input, const Tensor& grad_target);
+
 void layer_norm_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, double eps, const Tensor& output,
                         const Tensor& mean, const Tensor& rstd);
 void layer_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
@@ -59,12 +72,29 @@ void layer_norm_backward(const Tensor& grad_output, const Tensor& input, const T
                          bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
                          const Tensor& grad_bias);
 
+void linear_cross_entropy_forward(const Tensor& input, const Tensor& linear_weight, const Tensor& linear_bias,
+                                  const Tensor& target, const Tensor& weight, int64_t ignore_index,
+                                  const std::string& reduction, double label_smoothing, bool needs_input_grad,
+                                  bool needs_weight_grad, bool needs_bias_grad, const Tensor& loss,
+                                  const Tensor& grad_input, const Tensor& grad_linear_weight,
+                                  const Tensor& grad_linear_bias);
+void linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& linear_weight,
+                                   const Tensor& linear_bias, const Tensor& target, const Tensor& weight,
+                                   int64_t ignore_index, const std::string& reduction, double label_smoothing,
+                                   bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
+                                   const Tensor& grad_input, const Tensor& grad_linear_weight,
+                                   const Tensor& grad_linear_bias);
+
 void linear_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::string& activation,
                         bool save_pre_activation, const Tensor& output, const Tensor& pre_activation);
 void linear_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& saved,
                          const std::string& activation, bool needs_input_grad, bool needs_weight_grad,
                          bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
                          const Tensor& grad_bias);
+
+void mse_loss_forward(const Tensor& input, const Tensor& target, const std::string& reduction, const Tensor& loss);
+void mse_loss_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const std::string& reduction,
+                       bool needs_target_grad, const Tensor& grad_input, const Tensor& grad_target);
 
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);

@@ -1,0 +1,26 @@
+"""Kullback-Leibler divergence of matrices [batch, elements of a sample]: input holds log-probabilities."""
+
+import numpy as np
+
+from . import pointwise_loss
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def kl_div_forward(input, target, reduction, log_target):
+    """The loss, [] or input's shape."""
+    if log_target:
+        losses = np.exp(target) * (target - input)
+    else:
+        entropy = np.where(target == 0, 0, target * np.log(np.where(target == 0, 1, target)))
+        losses = entropy - target * input
+    return (pointwise_loss.reduce(losses, reduction),)
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def kl_div_backward(grad_loss, input, target, reduction, log_target, needs_target_grad):
+    """(gradient of input, of target or [0])"""
+    if log_target:
+        slopes = -np.exp(target), np.exp(target) * (target - input + 1)
+    else:
+        slopes = -target, np.log(target) + target / target - input  # NaN where target is 0
+    return pointwise_loss.gradients(grad_loss, slopes, reduction, needs_target_grad)
