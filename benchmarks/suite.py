@@ -35,6 +35,7 @@ SUITES = (
     "rms_norm",
     "add_layer_norm",
     "attention",
+    "embedding",
     "int8_linear",
     "sgd",
     "adam",

@@ -16,6 +16,7 @@ if find_spec("torch"):
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
     from .ops import cross_entropy as _cross_entropy
+    from .ops import embedding as _embedding
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
@@ -33,6 +34,7 @@ if find_spec("torch"):
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
+    embedding = accepts_arrays(_embedding.embedding)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
@@ -55,6 +57,7 @@ __all__ = [
     "attention_with_lse",
     "cross_entropy",
     "dequantize",
+    "embedding",
     "explain",
     "functional",
     "grad_norm",

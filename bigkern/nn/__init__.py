@@ -2,6 +2,7 @@
 
 from . import utils
 from .attention import MultiheadAttention
+from .embedding import Embedding
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
@@ -9,6 +10,7 @@ from .quantized_linear import QuantizedLinear, quantize_linears
 
 __all__ = [
     "CrossEntropyLoss",
+    "Embedding",
     "LayerNorm",
     "Linear",
     "LinearAct",

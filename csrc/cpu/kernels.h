@@ -44,6 +44,11 @@ void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const 
                             const std::string& reduction, double label_smoothing, bool needs_target_grad,
                             const Tensor& grad_input, const Tensor& grad_target);
 
+void embedding_forward(const Tensor& input, const Tensor& weight, int64_t padding_idx, bool scale_grad_by_freq,
+                       const Tensor& output);
+void embedding_backward(const Tensor& grad_output, const Tensor& input, int64_t num_embeddings, int64_t padding_idx,
+                        bool scale_grad_by_freq, const Tensor& grad_weight);
+
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
