@@ -36,6 +36,7 @@ SUITES = (
     "add_layer_norm",
     "attention",
     "embedding",
+    "embedding_bag",
     "int8_linear",
     "sgd",
     "adam",

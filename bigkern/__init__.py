@@ -17,6 +17,7 @@ if find_spec("torch"):
     from .ops import attention as _attention
     from .ops import cross_entropy as _cross_entropy
     from .ops import embedding as _embedding
+    from .ops import embedding_bag as _embedding_bag
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
@@ -35,6 +36,7 @@ if find_spec("torch"):
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     embedding = accepts_arrays(_embedding.embedding)
+    embedding_bag = accepts_arrays(_embedding_bag.embedding_bag)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
@@ -58,6 +60,7 @@ __all__ = [
     "cross_entropy",
     "dequantize",
     "embedding",
+    "embedding_bag",
     "explain",
     "functional",
     "grad_norm",

@@ -9,6 +9,7 @@ from .ops import cross_entropy as _cross_entropy
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.embedding import embedding
+from .ops.embedding_bag import embedding_bag
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.rms_norm import rms_norm
@@ -18,6 +19,7 @@ __all__ = [
     "add_layer_norm_with_sum",
     "cross_entropy",
     "embedding",
+    "embedding_bag",
     "layer_norm",
     "linear",
     "linear_act",

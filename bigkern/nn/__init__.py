@@ -2,7 +2,7 @@
 
 from . import utils
 from .attention import MultiheadAttention
-from .embedding import Embedding
+from .embedding import Embedding, EmbeddingBag
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
@@ -11,6 +11,7 @@ from .quantized_linear import QuantizedLinear, quantize_linears
 __all__ = [
     "CrossEntropyLoss",
     "Embedding",
+    "EmbeddingBag",
     "LayerNorm",
     "Linear",
     "LinearAct",

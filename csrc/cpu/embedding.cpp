@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <vector>
+
 #include "embedding_rows.h"
 #include "kernels.h"
 #include "norm.h"
@@ -17,105 +20,129 @@ int64_t size_of(DType dtype) {
   }
 }
 
-// The occurrences of each row of a table, in the order of the input: a counting sort.
+// The occurrences in the order of their rows of the table, and in the order of the input where they share one.
 class Occurrences {
  public:
-  Occurrences(const Indices& input, int64_t rows)
-      : lease_(static_cast<size_t>(rows + 2 + input.count) * sizeof(int64_t)),
-        first_(lease_.as<int64_t>()),
-        order_(first_ + rows + 2) {
-    // Counted two places further on, summed up, and moved one place back by the filling.
-    std::fill(first_, first_ + rows + 2, int64_t{0});
-    for (int64_t i = 0; i < input.count; ++i) ++first_[input[i] + 2];
-    for (int64_t row = 2; row < rows + 2; ++row) {
-      most_ = std::max(most_, first_[row]);
-      first_[row] += first_[row - 1];
+  Occurrences(const Indices& input, int64_t rows) : order_(static_cast<size_t>(input.count)) {
+    const int64_t count = input.count;
+    if (rows > 8 * count) {  // too few to look at every row
+      for (int64_t i = 0; i < count; ++i) order_[i] = {input[i], i};
+      std::sort(order_.begin(), order_.end(),
+                [](const Pair& a, const Pair& b) { return a.row < b.row || (a.row == b.row && a.place < b.place); });
+    } else {
+      std::vector<int64_t> next(static_cast<size_t>(rows + 1), 0);
+      for (int64_t i = 0; i < count; ++i) ++next[input[i] + 1];
+      for (int64_t row = 0; row < rows; ++row) next[row + 1] += next[row];
+      for (int64_t i = 0; i < count; ++i) order_[next[input[i]]++] = {input[i], i};
     }
-    for (int64_t i = 0; i < input.count; ++i) order_[first_[input[i] + 1]++] = i;
+    for (int64_t k = 0, first = 0; k < count; ++k) {
+      if (order_[k].row != order_[first].row) first = k;
+      most_ = std::max(most_, k + 1 - first);
+    }
   }
-  int64_t first(int64_t row) const { return first_[row]; }
-  int64_t operator[](int64_t k) const { return order_[k]; }
+  int64_t count() const { return static_cast<int64_t>(order_.size()); }
+  int64_t row(int64_t k) const { return order_[k].row; }
+  int64_t place(int64_t k) const { return order_[k].place; }
   int64_t most() const { return most_; }
 
+  // The first occurrence of `row`, or of what follows it.
+  int64_t first(int64_t row) const {
+    return std::partition_point(order_.begin(), order_.end(), [=](const Pair& pair) { return pair.row < row; }) -
+           order_.begin();
+  }
   // The first row of part `part` of `parts` with about as much to read and write as the others.
   int64_t first_row(int64_t part, int64_t parts, int64_t rows) const {
-    int64_t wanted = (first_[rows] + rows) * part / parts, low = 0, high = rows;
+    int64_t wanted = (count() + rows) * part / parts, low = 0, high = rows;
     while (low < high) {
       int64_t middle = (low + high) / 2;
-      first_[middle] + middle < wanted ? low = middle + 1 : high = middle;
+      first(middle) + middle < wanted ? low = middle + 1 : high = middle;
     }
     return low;
   }
 
  private:
-  struct Tag {};
-  Lease<Tag> lease_;
-  int64_t* first_;
-  int64_t* order_;
+  struct Pair {
+    int64_t row, place;
+  };
+  std::vector<Pair> order_;
   int64_t most_ = 0;
 };
 
+// Writes rows of the table's gradient.
 template <class T>
 class RowSum {
   using A = acc_t<T>;
-  static constexpr int kVectors = 4;
-  static constexpr int64_t kColumns = kVectors * lanes<A>;
-  // Occurrences that are added up before their sum joins the total: a float that has grown large drops what is small.
-  static constexpr int64_t kTogether = 64;
+  static constexpr int64_t kColumns = 512;
+  static constexpr int kTogether = 8;  // occurrences read side by side, whose sum then joins the total
 
  public:
   RowSum(const TableGradient& gradient, const Occurrences& occurrences, T* grad_weight)
       : gradient_(gradient), occurrences_(occurrences), grads_(gradient.grad_output), grad_weight_(grad_weight) {}
 
-  void write(int64_t row, int64_t begin, int64_t end) const {
-    int64_t first = occurrences_.first(row), last = occurrences_.first(row + 1);
-    if (row == gradient_.padding_idx) first = last;
-    A scale = gradient_.divide_by_count && first < last ? A(1) / static_cast<A>(last - first) : A(1);
-    if (last < gradient_.input.count && grads_.column_stride == 1)
-      prefetch_row(grads_.data + source(occurrences_[last]) * grads_.row_stride, grads_.columns * sizeof(T));
-    for (int64_t column = begin; column < end; column += kColumns) {
-      int64_t count = std::min(kColumns, end - column);
-      vec<A> total[kVectors] = {};
-      for (int64_t k = first; k < last; k += kTogether) {
-        vec<A> part[kVectors] = {};
-        add(row, k, std::min(last, k + kTogether), column, count, part);
-        for (int v = 0; v < kVectors; ++v) total[v] += part[v];
-      }
-      T* target = grad_weight_ + row * grads_.columns + column;
-      for (int v = 0; v < kVectors; ++v) {
-        int64_t n = std::min<int64_t>(lanes<A>, count - v * lanes<A>);
-        if (n > 0) norm::store_lanes(target + v * lanes<A>, vec<A>(total[v] * scale), n);
-      }
+  void write(int64_t first_row, int64_t last_row, int64_t begin, int64_t end) const {
+    int64_t k = occurrences_.first(first_row), count = occurrences_.count();
+    for (int64_t row = first_row; row < last_row;) {
+      int64_t next = k < count ? std::min(last_row, occurrences_.row(k)) : last_row;
+      clear(row, next, begin, end);
+      if (next == last_row) return;
+      row = next;
+      int64_t last = k + 1;
+      while (last < count && occurrences_.row(last) == row) ++last;
+      if (last < count && grads_.column_stride == 1)
+        prefetch_row(grads_.data + source(last) * grads_.row_stride + begin, (end - begin) * sizeof(T));
+      if (row == gradient_.padding_idx)
+        clear(row, row + 1, begin, end);
+      else
+        for (int64_t column = begin; column < end; column += kColumns)
+          add(row, k, last, column, std::min(kColumns, end - column));
+      k = last;
+      ++row;
     }
   }
 
  private:
-  int64_t source(int64_t occurrence) const { return gradient_.source ? gradient_.source[occurrence] : occurrence; }
+  int64_t source(int64_t k) const {
+    return gradient_.source ? gradient_.source[occurrences_.place(k)] : occurrences_.place(k);
+  }
 
-  void add(int64_t row, int64_t k, int64_t last, int64_t column, int64_t count, vec<A> (&part)[kVectors]) const {
-    T scratch[kColumns];
-    for (; k < last; ++k) {
-      int64_t from = source(occurrences_[k]);
-      const T* grad = grads_.piece(from, column, count, scratch);
-      if (gradient_.winners) {
-        if (k > occurrences_.first(row) && source(occurrences_[k - 1]) == from) continue;  // twice in one bag
-        grad = won(row, from, column, count, grad, scratch);
-      }
-      A factor = gradient_.factor ? static_cast<A>(gradient_.factor[occurrences_[k]]) : A(1);
-      if (count == kColumns) {
-        for (int v = 0; v < kVectors; ++v) part[v] += load(grad + v * lanes<A>) * factor;
-      } else {
-        for (int v = 0; v < kVectors; ++v) {
-          int64_t n = std::min<int64_t>(lanes<A>, count - v * lanes<A>);
-          if (n > 0) part[v] += norm::load_lanes(grad + v * lanes<A>, n) * factor;
-        }
-      }
+  void clear(int64_t row, int64_t last, int64_t begin, int64_t end) const {
+    if (end - begin == grads_.columns) {  // one stretch of memory
+      std::memset(grad_weight_ + row * end, 0, static_cast<size_t>((last - row) * end) * sizeof(T));
+    } else {
+      for (; row < last; ++row)
+        std::memset(grad_weight_ + row * grads_.columns + begin, 0, static_cast<size_t>(end - begin) * sizeof(T));
     }
   }
 
-  const T* won(int64_t row, int64_t from, int64_t column, int64_t count, const T* grad, T* scratch) const {
-    const int64_t* winners = gradient_.winners + from * grads_.columns + column;
-    for (int64_t i = 0; i < count; ++i) scratch[i] = winners[i] == row ? grad[i] : T{};
+  void add(int64_t row, int64_t first, int64_t last, int64_t column, int64_t count) const {
+    A total[kColumns];
+    T* target = grad_weight_ + row * grads_.columns + column;
+    for (int64_t k = first; k < last; k += kTogether) {
+      int together = static_cast<int>(std::min<int64_t>(kTogether, last - k));
+      const T* grads[kTogether];
+      A factors[kTogether];
+      T scratch[kTogether][kColumns];
+      for (int r = 0; r < together; ++r) {
+        grads[r] = grads_.piece(source(k + r), column, count, scratch[r]);
+        factors[r] = gradient_.factor ? static_cast<A>(gradient_.factor[occurrences_.place(k + r)]) : A(1);
+        if (gradient_.winners) grads[r] = won(row, k + r, first, column, count, grads[r], scratch[r]);
+      }
+      norm::over_vectors<A>(count, [&](int64_t i, int64_t n) {
+        vec<A> sum = norm::load_lanes(grads[0] + i, n) * factors[0];
+        for (int r = 1; r < together; ++r) sum += norm::load_lanes(grads[r] + i, n) * factors[r];
+        if (k > first) sum += norm::load_lanes(total + i, n);
+        if (k + kTogether < last)
+          norm::store_lanes(total + i, sum, n);
+        else
+          norm::store_lanes(target + i, sum, n);
+      });
+    }
+  }
+
+  const T* won(int64_t row, int64_t k, int64_t first, int64_t column, int64_t count, const T* grad, T* scratch) const {
+    const int64_t from = source(k), *winners = gradient_.winners + from * grads_.columns + column;
+    bool again = k > first && source(k - 1) == from;  // a row that stands in a bag twice has won once
+    for (int64_t i = 0; i < count; ++i) scratch[i] = !again && winners[i] == row ? grad[i] : T{};
     return scratch;
   }
 
@@ -127,27 +154,32 @@ class RowSum {
 
 }  // namespace
 
+std::vector<double> inverse_frequencies(const Indices& input, int64_t rows) {
+  input.check("embedding", rows);
+  std::vector<double> found(static_cast<size_t>(input.count)), frequencies(static_cast<size_t>(rows), 0.0);
+  for (int64_t i = 0; i < input.count; ++i) ++frequencies[input[i]];
+  for (int64_t i = 0; i < input.count; ++i) found[i] = 1 / frequencies[input[i]];
+  return found;
+}
+
 void add_up(const TableGradient& gradient, const Tensor& grad_weight) {
   int64_t rows = grad_weight.sizes[0], columns = grad_weight.sizes[1];
   gradient.input.check(gradient.op, rows);
   if (columns == 0) return;
   Occurrences occurrences(gradient.input, rows);
   int64_t work = gradient.input.count + rows, threads = available_threads();
-  if (work * columns < 2 * kGrain) threads = 1;
+  if (work * columns < 16 * kGrain) threads = 1;
   // A row that is most of the work (padding, a token type) is shared out by columns.
   bool uneven = threads > 1 && occurrences.most() * 2 * threads > work;
-  int64_t column_parts = uneven ? std::min(threads, (columns + 63) / 64) : 1;
-  int64_t width = (columns / column_parts + 63) / 64 * 64, row_parts = threads > 1 ? 4 * threads : 1;
-  if (column_parts == 1) width = columns;
-  column_parts = (columns + width - 1) / width;
+  int64_t width = uneven ? std::max<int64_t>((columns / threads + 63) / 64 * 64, 64) : columns;
+  int64_t column_parts = (columns + width - 1) / width, row_parts = threads > 1 ? 4 * threads : 1;
   dispatch_floating(grad_weight.dtype, gradient.op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     RowSum<T> sum(gradient, occurrences, grad_weight.as<T>());
     auto body = [&](int64_t part) {
-      int64_t begin = part % column_parts * width, end = std::min(columns, begin + width);
-      int64_t row_part = part / column_parts, last = occurrences.first_row(row_part + 1, row_parts, rows);
-      for (int64_t row = occurrences.first_row(row_part, row_parts, rows); row < last; ++row)
-        sum.write(row, begin, end);
+      int64_t begin = part % column_parts * width, row_part = part / column_parts;
+      sum.write(occurrences.first_row(row_part, row_parts, rows), occurrences.first_row(row_part + 1, row_parts, rows),
+                begin, std::min(columns, begin + width));
     };
     if (threads == 1)
       body(0);
@@ -184,7 +216,11 @@ void embedding_forward(const Tensor& input, const Tensor& weight, int64_t /*padd
 void embedding_backward(const Tensor& grad_output, const Tensor& input, int64_t /*num_embeddings*/, int64_t padding_idx,
                         bool scale_grad_by_freq, const Tensor& grad_weight) {
   embedding::TableGradient gradient{"embedding", grad_output, embedding::Indices(input), padding_idx};
-  gradient.divide_by_count = scale_grad_by_freq;
+  std::vector<double> factors;
+  if (scale_grad_by_freq) {
+    factors = embedding::inverse_frequencies(gradient.input, grad_weight.sizes[0]);
+    gradient.factor = factors.data();
+  }
   embedding::add_up(gradient, grad_weight);
 }
 

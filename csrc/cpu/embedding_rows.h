@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../tensor.h"
 
@@ -41,14 +42,16 @@ inline void prefetch_row(const void* row, int64_t bytes) {
 // Which rows of a gradient are added up in which row of a table. An occurrence is an index of `input`.
 struct TableGradient {
   const char* op;
-  const Tensor& grad_output;  // [rows, columns], any strides
-  Indices input;              // the row of the table of each occurrence
-  int64_t padding_idx;        // a row that stays zero, or -1
-  bool divide_by_count = false;
+  const Tensor& grad_output;         // [rows, columns], any strides
+  Indices input;                     // the row of the table of each occurrence
+  int64_t padding_idx;               // a row that stays zero, or -1
   const int64_t* source = nullptr;   // the row of grad_output of each occurrence, ascending; null: the same index
   const double* factor = nullptr;    // what it is multiplied by; null: 1
   const int64_t* winners = nullptr;  // [rows, columns]: only where this names the row of the table is it added
 };
+
+// 1 / (how often the row of an occurrence occurs in `input`), for each occurrence; defined in embedding.cpp.
+std::vector<double> inverse_frequencies(const Indices& input, int64_t rows);
 
 // Fills grad_weight [num_embeddings, columns]; defined in embedding.cpp.
 void add_up(const TableGradient& gradient, const Tensor& grad_weight);

@@ -49,6 +49,16 @@ void embedding_forward(const Tensor& input, const Tensor& weight, int64_t paddin
 void embedding_backward(const Tensor& grad_output, const Tensor& input, int64_t num_embeddings, int64_t padding_idx,
                         bool scale_grad_by_freq, const Tensor& grad_weight);
 
+void embedding_bag_forward(const Tensor& input, const Tensor& weight, const Tensor& offsets,
+                           const Tensor& per_sample_weights, const std::string& mode, int64_t padding_idx,
+                           bool scale_grad_by_freq, bool include_last_offset, const Tensor& output,
+                           const Tensor& bag_size, const Tensor& max_indices);
+void embedding_bag_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& offsets,
+                            const Tensor& per_sample_weights, const Tensor& bag_size, const Tensor& max_indices,
+                            const std::string& mode, int64_t padding_idx, bool scale_grad_by_freq,
+                            bool include_last_offset, bool needs_weight_grad, bool needs_per_sample_weights_grad,
+                            const Tensor& grad_weight, const Tensor& grad_per_sample_weights);
+
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
