@@ -34,6 +34,8 @@ static void define_functions(py::module_& module) {
   module.def("embedding_backward", &bigkern::embedding_backward, release_gil());
   module.def("embedding_bag_forward", &bigkern::embedding_bag_forward, release_gil());
   module.def("embedding_bag_backward", &bigkern::embedding_bag_backward, release_gil());
+  module.def("embedding_layer_norm_forward", &bigkern::embedding_layer_norm_forward, release_gil());
+  module.def("embedding_layer_norm_backward", &bigkern::embedding_layer_norm_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());

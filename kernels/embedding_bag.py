@@ -12,13 +12,11 @@ BLOCK_PLACES, MOST_COLS = (4, 32) if INTERPRET else (8, 256)
 
 
 @triton.jit
-def bag_bounds(offsets_ptr, bag, num_bags, count, offsets_stride, HAS_LAST: tl.constexpr):
+def bag_bounds(offsets_ptr, bag, num_offsets, count, offsets_stride):
     """(begin, end) of a bag, cut to what there is"""
     begin = tl.load(offsets_ptr + bag * offsets_stride).to(tl.int64)
     end = tl.zeros((), tl.int64) + count
-    if HAS_LAST:
-        end = tl.load(offsets_ptr + (bag + 1) * offsets_stride).to(tl.int64)
-    elif bag + 1 < num_bags:
+    if bag + 1 < num_offsets:
         end = tl.load(offsets_ptr + (bag + 1) * offsets_stride).to(tl.int64)
     begin = tl.minimum(tl.maximum(begin, 0), count)
     return begin, tl.minimum(tl.maximum(end, begin), count)
@@ -35,7 +33,7 @@ def embedding_bag_kernel(
     winners_ptr,
     count,
     num_rows,
-    num_bags,
+    num_offsets,
     num_cols,
     padding_idx,
     input_stride,
@@ -44,7 +42,6 @@ def embedding_bag_kernel(
     offsets_stride,
     samples_stride,
     IS_MEAN: tl.constexpr,
-    HAS_LAST: tl.constexpr,
     BLOCK_PLACES: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
@@ -54,7 +51,7 @@ def embedding_bag_kernel(
     cols = tl.program_id(0) % col_blocks * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     col_offsets = cols.to(tl.int64) * weight_col_stride
     in_row = cols < num_cols
-    begin, end = bag_bounds(offsets_ptr, bag, num_bags, count, offsets_stride, HAS_LAST)
+    begin, end = bag_bounds(offsets_ptr, bag, num_offsets, count, offsets_stride)
     size = tl.zeros((), tl.int64)
     if winners_ptr is not None:
         best = tl.zeros((BLOCK_COLS,), tl.float32)
@@ -155,7 +152,7 @@ def embedding_bag_forward(
             max_indices if mode == "max" else None,
             input.numel(),
             weight.shape[0],
-            num_bags,
+            len(offsets),
             num_cols,
             padding_idx,
             input.stride(0),
@@ -163,7 +160,6 @@ def embedding_bag_forward(
             offsets.stride(0),
             0 if per_sample_weights is None else per_sample_weights.stride(0),
             IS_MEAN=mode == "mean",
-            HAS_LAST=include_last_offset,
             BLOCK_PLACES=BLOCK_PLACES,
             BLOCK_COLS=block_cols,
             num_warps=num_warps_for(BLOCK_PLACES * block_cols),

@@ -42,7 +42,7 @@ def embedding_bag(
         weight: floating [num_embeddings, embedding_dim].
         offsets: int32 or int64 [bags]: where each bag begins in a 1-D input, ascending from 0.
         max_norm, norm_type: as in `embedding`.
-        scale_grad_by_freq: divide the gradient of a row by the number of times that it occurs in `input`. Not for "max".
+        scale_grad_by_freq: divide the gradient of a row by the number of times that it occurs in `input`; not for max.
         mode: "sum", "mean" or "max"; of an empty bag each is 0.
         sparse: the gradient is a sparse tensor. PyTorch's own function then runs, forward and backward.
         per_sample_weights: of input's shape and weight's dtype, for "sum" alone; may require grad. None: ones.
@@ -50,8 +50,8 @@ def embedding_bag(
         padding_idx: a row that counts for nothing and gets no gradient. None: every row counts.
 
     Returns:
-        A contiguous tensor [bags, embedding_dim] of weight's dtype. Differentiable in weight and per_sample_weights, any
-        number of times, with the same bits in every run.
+        A contiguous tensor [bags, embedding_dim] of weight's dtype. Differentiable in weight and per_sample_weights,
+        any number of times, with the same bits in every run.
 
     Raises:
         IndexError: an index is no row of weight. (On a GPU, its bag is NaN, and it has no gradient.)
@@ -135,7 +135,7 @@ def _check(input, weight, offsets, mode, per_sample_weights, include_last_offset
         )
     if per_sample_weights.dtype != weight.dtype:
         raise RuntimeError(
-            f"embedding_bag: per_sample_weights must be of weight's dtype {weight.dtype}, got {per_sample_weights.dtype}"
+            f"embedding_bag: per_sample_weights must be {weight.dtype} as weight, got {per_sample_weights.dtype}"
         )
 
 

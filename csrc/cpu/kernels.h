@@ -59,6 +59,20 @@ void embedding_bag_backward(const Tensor& grad_output, const Tensor& input, cons
                             bool include_last_offset, bool needs_weight_grad, bool needs_per_sample_weights_grad,
                             const Tensor& grad_weight, const Tensor& grad_per_sample_weights);
 
+void embedding_layer_norm_forward(const Tensor& input, const Tensor& word_weight, const Tensor& position_ids,
+                                  const Tensor& position_weight, const Tensor& token_type_ids,
+                                  const Tensor& token_type_weight, const Tensor& weight, const Tensor& bias,
+                                  const Tensor& rng_state, int64_t padding_idx, double eps, double dropout_p,
+                                  const Tensor& output, const Tensor& mean, const Tensor& rstd);
+void embedding_layer_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& word_weight,
+                                   const Tensor& position_ids, const Tensor& position_weight,
+                                   const Tensor& token_type_ids, const Tensor& token_type_weight, const Tensor& weight,
+                                   const Tensor& bias, const Tensor& mean, const Tensor& rstd, const Tensor& rng_state,
+                                   int64_t padding_idx, double dropout_p, bool needs_table_grads,
+                                   bool needs_weight_grad, bool needs_bias_grad, const Tensor& grad_word_weight,
+                                   const Tensor& grad_position_weight, const Tensor& grad_token_type_weight,
+                                   const Tensor& grad_weight, const Tensor& grad_bias);
+
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
