@@ -18,11 +18,14 @@ if find_spec("torch"):
     from .ops import cross_entropy as _cross_entropy
     from .ops import embedding as _embedding
     from .ops import embedding_bag as _embedding_bag
+    from .ops import embedding_layer_norm as _embedding_layer_norm
+    from .ops import gated_act as _gated_act
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
+    from .ops import rotary_embedding as _rotary_embedding
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
@@ -37,11 +40,16 @@ if find_spec("torch"):
     dequantize = accepts_arrays(_quantize.dequantize)
     embedding = accepts_arrays(_embedding.embedding)
     embedding_bag = accepts_arrays(_embedding_bag.embedding_bag)
+    embedding_layer_norm = accepts_arrays(_embedding_layer_norm.embedding_layer_norm)
+    gated_act = accepts_arrays(_gated_act.gated_act)
+    geglu = accepts_arrays(_gated_act.geglu)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
+    rotary_embedding = accepts_arrays(_rotary_embedding.rotary_embedding)
+    swiglu = accepts_arrays(_gated_act.swiglu)
 else:
 
     def __getattr__(name):
@@ -61,8 +69,11 @@ __all__ = [
     "dequantize",
     "embedding",
     "embedding_bag",
+    "embedding_layer_norm",
     "explain",
     "functional",
+    "gated_act",
+    "geglu",
     "grad_norm",
     "int8_linear",
     "layer_norm",
@@ -72,6 +83,8 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rmsprop",
+    "rotary_embedding",
     "sgd",
+    "swiglu",
     "use_backend",
 ]

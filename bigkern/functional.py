@@ -10,9 +10,12 @@ from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.embedding import embedding
 from .ops.embedding_bag import embedding_bag
+from .ops.embedding_layer_norm import embedding_layer_norm
+from .ops.gated_act import gated_act, geglu, swiglu
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.rms_norm import rms_norm
+from .ops.rotary_embedding import rotary_embedding
 
 __all__ = [
     "add_layer_norm",
@@ -20,11 +23,16 @@ __all__ = [
     "cross_entropy",
     "embedding",
     "embedding_bag",
+    "embedding_layer_norm",
+    "gated_act",
+    "geglu",
     "layer_norm",
     "linear",
     "linear_act",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
+    "swiglu",
 ]
 
 

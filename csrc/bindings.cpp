@@ -36,6 +36,8 @@ static void define_functions(py::module_& module) {
   module.def("embedding_bag_backward", &bigkern::embedding_bag_backward, release_gil());
   module.def("embedding_layer_norm_forward", &bigkern::embedding_layer_norm_forward, release_gil());
   module.def("embedding_layer_norm_backward", &bigkern::embedding_layer_norm_backward, release_gil());
+  module.def("gated_act_forward", &bigkern::gated_act_forward, release_gil());
+  module.def("gated_act_backward", &bigkern::gated_act_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
@@ -48,6 +50,8 @@ static void define_functions(py::module_& module) {
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());
   module.def("rms_norm_backward", &bigkern::rms_norm_backward, release_gil());
   module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
+  module.def("rotary_embedding_forward", &bigkern::rotary_embedding_forward, release_gil());
+  module.def("rotary_embedding_backward", &bigkern::rotary_embedding_backward, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
 }
 

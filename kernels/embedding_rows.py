@@ -14,7 +14,7 @@ from .common import COMPILE_OPTIONS, INTERPRET, block_size_for_row, num_warps_fo
 
 # Occurrences in a chunk: short enough for many programs. Short in the interpreter, so that small tests cross chunks.
 CHUNK = 4 if INTERPRET else 16
-MOST_COLS = 32 if INTERPRET else 512
+MOST_COLS = 64 if INTERPRET else 512
 
 
 @triton.jit

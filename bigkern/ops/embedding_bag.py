@@ -251,8 +251,9 @@ def _forward_torch(
     if bags:
         sizes = sizes.index_add(0, bag, counts.long())
     if mode == "max":
+        padding = None if padding_idx < 0 else padding_idx
         output, _, _, winners = torch.embedding_bag(
-            weight, input.long(), offsets, False, 2, False, None, include_last_offset, padding_idx
+            weight, input.long(), offsets, False, 2, False, None, include_last_offset, padding
         )
         return output, sizes, winners.masked_fill((sizes == 0)[:, None], -1)
     rows = weight.index_select(0, input).to(statistics_dtype(weight.dtype))

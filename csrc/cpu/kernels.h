@@ -73,6 +73,10 @@ void embedding_layer_norm_backward(const Tensor& grad_output, const Tensor& inpu
                                    const Tensor& grad_position_weight, const Tensor& grad_token_type_weight,
                                    const Tensor& grad_weight, const Tensor& grad_bias);
 
+void gated_act_forward(const Tensor& gate, const Tensor& up, const std::string& activation, const Tensor& output);
+void gated_act_backward(const Tensor& grad_output, const Tensor& gate, const Tensor& up, const std::string& activation,
+                        const Tensor& grad_gate, const Tensor& grad_up);
+
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
@@ -107,6 +111,11 @@ void rmsprop_step(const TensorList& params, const TensorList& grads, const Tenso
                   const TensorList& grad_avgs, const TensorList& momentum_buffers, const TensorList& state_steps,
                   const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
                   double alpha, double eps, double weight_decay, double momentum, bool maximize, bool zero_grad);
+
+void rotary_embedding_forward(const Tensor& input, const Tensor& cos, const Tensor& sin, const Tensor& position_ids,
+                              int64_t offset, bool interleaved, const Tensor& output);
+void rotary_embedding_backward(const Tensor& grad_output, const Tensor& cos, const Tensor& sin,
+                               const Tensor& position_ids, int64_t offset, bool interleaved, const Tensor& grad_input);
 
 void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
               const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
