@@ -1,4 +1,4 @@
-"""embedding_layer_norm: the first layer of BERT. Three rows are looked up, added, normalized and dropped out in one pass.
+"""embedding_layer_norm: BERT's three embeddings, added, normalized and dropped out in one pass.
 
     sum    = word_weight[input] + position_weight[position_ids] + token_type_weight[token_type_ids]
     output = dropout(layer_norm(sum))

@@ -79,7 +79,8 @@ def _check(input, cos, sin, position_ids, offset):
             raise RuntimeError(f"{op}: {name} is on {tensor.device}, input on {input.device}")
     if cos.ndim not in (2, 3) or sin.shape != cos.shape:
         raise ValueError(
-            f"{op}: cos and sin must both be [positions, pairs] or [batch, positions, pairs], got {list(cos.shape)} and "
+            f"{op}: cos and sin must both be [positions, pairs] or [batch, positions, pairs], "
+            f"got {list(cos.shape)} and "
             f"{list(sin.shape)}"
         )
     if 2 * cos.shape[-1] > input.shape[-1]:

@@ -1,4 +1,4 @@
-"""activation(gate) * up, both [rows, columns]; or up is None, and gate [rows, 2 * columns] holds one, then the other."""
+"""activation(gate) * up, both [rows, columns]; or up None, and both side by side in gate [rows, 2 * columns]."""
 
 import numpy as np
 
