@@ -17,6 +17,10 @@ if find_spec("torch"):
     from .ops import attention as _attention
     from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
     from .ops import cross_entropy as _cross_entropy
+    from .ops import embedding as _embedding
+    from .ops import embedding_bag as _embedding_bag
+    from .ops import embedding_layer_norm as _embedding_layer_norm
+    from .ops import gated_act as _gated_act
     from .ops import int8_linear as _int8_linear
     from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
@@ -26,6 +30,7 @@ if find_spec("torch"):
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import weight_only_linear as _weight_only_linear
+    from .ops import rotary_embedding as _rotary_embedding
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
@@ -42,6 +47,11 @@ if find_spec("torch"):
     )
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
+    embedding = accepts_arrays(_embedding.embedding)
+    embedding_bag = accepts_arrays(_embedding_bag.embedding_bag)
+    embedding_layer_norm = accepts_arrays(_embedding_layer_norm.embedding_layer_norm)
+    gated_act = accepts_arrays(_gated_act.gated_act)
+    geglu = accepts_arrays(_gated_act.geglu)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
@@ -51,6 +61,8 @@ if find_spec("torch"):
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
     weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
+    rotary_embedding = accepts_arrays(_rotary_embedding.rotary_embedding)
+    swiglu = accepts_arrays(_gated_act.swiglu)
 else:
 
     def __getattr__(name):
@@ -70,8 +82,13 @@ __all__ = [
     "cross_entropy",
     "dequantize",
     "dequantize_weight",
+    "embedding",
+    "embedding_bag",
+    "embedding_layer_norm",
     "explain",
     "functional",
+    "gated_act",
+    "geglu",
     "grad_norm",
     "int8_linear",
     "kl_div",
@@ -85,7 +102,9 @@ __all__ = [
     "quantize_weight",
     "rms_norm",
     "rmsprop",
+    "rotary_embedding",
     "sgd",
+    "swiglu",
     "use_backend",
     "weight_only_linear",
 ]

@@ -11,10 +11,15 @@ from .ops import kl_div as _kl_div
 from .ops import mse_loss as _mse_loss
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
+from .ops.embedding import embedding
+from .ops.embedding_bag import embedding_bag
+from .ops.embedding_layer_norm import embedding_layer_norm
+from .ops.gated_act import gated_act, geglu, swiglu
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.rms_norm import rms_norm
+from .ops.rotary_embedding import rotary_embedding
 
 __all__ = [
     "add_layer_norm",
@@ -22,13 +27,20 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "kl_div",
+    "embedding",
+    "embedding_bag",
+    "embedding_layer_norm",
+    "gated_act",
+    "geglu",
     "layer_norm",
     "linear",
     "linear_act",
     "linear_cross_entropy",
     "mse_loss",
     "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
+    "swiglu",
 ]
 
 

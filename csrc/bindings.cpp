@@ -34,6 +34,14 @@ static void define_functions(py::module_& module) {
              release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
+  module.def("embedding_forward", &bigkern::embedding_forward, release_gil());
+  module.def("embedding_backward", &bigkern::embedding_backward, release_gil());
+  module.def("embedding_bag_forward", &bigkern::embedding_bag_forward, release_gil());
+  module.def("embedding_bag_backward", &bigkern::embedding_bag_backward, release_gil());
+  module.def("embedding_layer_norm_forward", &bigkern::embedding_layer_norm_forward, release_gil());
+  module.def("embedding_layer_norm_backward", &bigkern::embedding_layer_norm_backward, release_gil());
+  module.def("gated_act_forward", &bigkern::gated_act_forward, release_gil());
+  module.def("gated_act_backward", &bigkern::gated_act_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
@@ -52,6 +60,8 @@ static void define_functions(py::module_& module) {
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());
   module.def("rms_norm_backward", &bigkern::rms_norm_backward, release_gil());
   module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
+  module.def("rotary_embedding_forward", &bigkern::rotary_embedding_forward, release_gil());
+  module.def("rotary_embedding_backward", &bigkern::rotary_embedding_backward, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
   module.def("weight_only_linear_forward", &bigkern::weight_only_linear_forward, release_gil());
 }

@@ -2,6 +2,7 @@
 
 from . import loss, utils
 from .attention import MultiheadAttention
+from .embedding import Embedding, EmbeddingBag
 from .linear import Linear, LinearAct
 from .loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, MSELoss
 from .norm import LayerNorm, RMSNorm
@@ -12,6 +13,8 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "KLDivLoss",
+    "Embedding",
+    "EmbeddingBag",
     "LayerNorm",
     "Linear",
     "LinearAct",

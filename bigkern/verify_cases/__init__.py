@@ -7,6 +7,8 @@ in float32 and rounded to the dtype under test. Sizes are odd, so that every ker
 from .attention import ATTENTION
 from .case import ALL_DTYPES, Case
 from .cross_entropy import CROSS_ENTROPY
+from .embedding import EMBEDDING, EMBEDDING_BAG, EMBEDDING_LAYER_NORM
+from .gated_act import GATED_ACT
 from .int8_linear import INT8_LINEAR
 from .linear_act import LINEAR_ACT
 from .losses import LINEAR_CROSS_ENTROPY
@@ -14,6 +16,7 @@ from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
 from .weight_only_linear import WEIGHT_ONLY_LINEAR
+from .rotary_embedding import ROTARY_EMBEDDING
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
@@ -25,6 +28,11 @@ CASES = [
     *LAYER_NORM,
     *RMS_NORM,
     *ADD_LAYER_NORM,
+    *EMBEDDING,
+    *EMBEDDING_BAG,
+    *EMBEDDING_LAYER_NORM,
+    *ROTARY_EMBEDDING,
+    *GATED_ACT,
     *QUANTIZE,
     *INT8_LINEAR,
     *WEIGHT_ONLY_LINEAR,

@@ -52,6 +52,39 @@ void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const 
                             const std::string& reduction, double label_smoothing, bool needs_target_grad,
                             const Tensor& grad_input, const Tensor& grad_target);
 
+void embedding_forward(const Tensor& input, const Tensor& weight, int64_t padding_idx, bool scale_grad_by_freq,
+                       const Tensor& output);
+void embedding_backward(const Tensor& grad_output, const Tensor& input, int64_t num_embeddings, int64_t padding_idx,
+                        bool scale_grad_by_freq, const Tensor& grad_weight);
+
+void embedding_bag_forward(const Tensor& input, const Tensor& weight, const Tensor& offsets,
+                           const Tensor& per_sample_weights, const std::string& mode, int64_t padding_idx,
+                           bool scale_grad_by_freq, bool include_last_offset, const Tensor& output,
+                           const Tensor& bag_size, const Tensor& max_indices);
+void embedding_bag_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& offsets,
+                            const Tensor& per_sample_weights, const Tensor& bag_size, const Tensor& max_indices,
+                            const std::string& mode, int64_t padding_idx, bool scale_grad_by_freq,
+                            bool include_last_offset, bool needs_weight_grad, bool needs_per_sample_weights_grad,
+                            const Tensor& grad_weight, const Tensor& grad_per_sample_weights);
+
+void embedding_layer_norm_forward(const Tensor& input, const Tensor& word_weight, const Tensor& position_ids,
+                                  const Tensor& position_weight, const Tensor& token_type_ids,
+                                  const Tensor& token_type_weight, const Tensor& weight, const Tensor& bias,
+                                  const Tensor& rng_state, int64_t padding_idx, double eps, double dropout_p,
+                                  const Tensor& output, const Tensor& mean, const Tensor& rstd);
+void embedding_layer_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& word_weight,
+                                   const Tensor& position_ids, const Tensor& position_weight,
+                                   const Tensor& token_type_ids, const Tensor& token_type_weight, const Tensor& weight,
+                                   const Tensor& bias, const Tensor& mean, const Tensor& rstd, const Tensor& rng_state,
+                                   int64_t padding_idx, double dropout_p, bool needs_table_grads,
+                                   bool needs_weight_grad, bool needs_bias_grad, const Tensor& grad_word_weight,
+                                   const Tensor& grad_position_weight, const Tensor& grad_token_type_weight,
+                                   const Tensor& grad_weight, const Tensor& grad_bias);
+
+void gated_act_forward(const Tensor& gate, const Tensor& up, const std::string& activation, const Tensor& output);
+void gated_act_backward(const Tensor& grad_output, const Tensor& gate, const Tensor& up, const std::string& activation,
+                        const Tensor& grad_gate, const Tensor& grad_up);
+
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
@@ -108,6 +141,11 @@ void rmsprop_step(const TensorList& params, const TensorList& grads, const Tenso
                   const TensorList& grad_avgs, const TensorList& momentum_buffers, const TensorList& state_steps,
                   const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
                   double alpha, double eps, double weight_decay, double momentum, bool maximize, bool zero_grad);
+
+void rotary_embedding_forward(const Tensor& input, const Tensor& cos, const Tensor& sin, const Tensor& position_ids,
+                              int64_t offset, bool interleaved, const Tensor& output);
+void rotary_embedding_backward(const Tensor& grad_output, const Tensor& cos, const Tensor& sin,
+                               const Tensor& position_ids, int64_t offset, bool interleaved, const Tensor& grad_input);
 
 void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
               const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
