@@ -29,8 +29,8 @@ if find_spec("torch"):
     from .ops import mse_loss as _mse_loss
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
-    from .ops import weight_only_linear as _weight_only_linear
     from .ops import rotary_embedding as _rotary_embedding
+    from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm

@@ -22,7 +22,7 @@ class SelfAttention(torch.nn.Module):
         self.head = width // heads
         self.qkv = layers.Linear(width, (self.heads + 2 * self.kv_heads) * self.head, bias=bias)
         self.out = layers.Linear(width, width, bias=bias)
-        self.attention = layers.attention
+        self.attention, self.rotate = layers.attention, layers.rotary_embedding
 
     def forward(self, x, attn_mask=None, rotation=None, cache=None):
         """attn_mask: as in scaled_dot_product_attention. rotation: cos and sin of rotary positions. cache: a function
@@ -31,7 +31,7 @@ class SelfAttention(torch.nn.Module):
         parts = self.qkv(x).view(batch, length, self.heads + 2 * self.kv_heads, self.head).transpose(1, 2)
         query, key, value = parts.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
+            query, key = self.rotate(query, *rotation), self.rotate(key, *rotation)
         if cache is not None:
             key, value = cache(key, value)
         mixed = self.attention(
@@ -39,12 +39,6 @@ class SelfAttention(torch.nn.Module):
             is_causal=self.causal and length > 1, enable_gqa=self.kv_heads != self.heads,
         )  # fmt: skip
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-def rotate(x, cos, sin):
-    """Turns pairs (x[i], x[i + head / 2]); x is [batch, heads, length, head], cos and sin [length, head / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class Perceptron(torch.nn.Module):
@@ -58,14 +52,14 @@ class Perceptron(torch.nn.Module):
         super().__init__()
         self.gated = activation == "swiglu"
         if self.gated:
-            self.gate = layers.LinearAct(width, hidden, bias=bias, activation="silu")
-            self.up = layers.Linear(width, hidden, bias=bias)
+            self.gate, self.up = (layers.Linear(width, hidden, bias=bias) for _ in range(2))
+            self.swiglu = layers.swiglu
         else:
             self.up = layers.LinearAct(width, hidden, bias=bias, activation=activation)
         self.down = layers.Linear(hidden, width, bias=bias)
 
     def forward(self, x):
-        return self.down(self.gate(x) * self.up(x) if self.gated else self.up(x))
+        return self.down(self.swiglu(self.gate(x), self.up(x)) if self.gated else self.up(x))
 
 
 class Block(torch.nn.Module):

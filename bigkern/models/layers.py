@@ -21,9 +21,13 @@ class Ours:
     LinearAct = nn.LinearAct
     LayerNorm = nn.LayerNorm
     RMSNorm = nn.RMSNorm
-    Embedding = torch.nn.Embedding
+    Embedding = nn.Embedding
     attention = staticmethod(bigkern.attention)
+    binary_cross_entropy_with_logits = staticmethod(bigkern.binary_cross_entropy_with_logits)
     cross_entropy = staticmethod(bigkern.cross_entropy)
+    mse_loss = staticmethod(bigkern.mse_loss)
+    rotary_embedding = staticmethod(bigkern.rotary_embedding)
+    swiglu = staticmethod(bigkern.swiglu)
 
     @staticmethod
     def add_norm(norm, branch, residual, dropout_p, training):
@@ -56,7 +60,18 @@ class Plain:
     RMSNorm = torch.nn.RMSNorm
     Embedding = torch.nn.Embedding
     attention = staticmethod(F.scaled_dot_product_attention)
+    binary_cross_entropy_with_logits = staticmethod(F.binary_cross_entropy_with_logits)
     cross_entropy = staticmethod(F.cross_entropy)
+    mse_loss = staticmethod(F.mse_loss)
+
+    @staticmethod
+    def rotary_embedding(input, cos, sin):
+        first, second = input.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    @staticmethod
+    def swiglu(gate, up):
+        return F.silu(gate) * up
 
     @staticmethod
     def add_norm(norm, branch, residual, dropout_p, training):

@@ -12,9 +12,9 @@ from .weight_only_linear import WeightOnlyLinear
 __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
-    "KLDivLoss",
     "Embedding",
     "EmbeddingBag",
+    "KLDivLoss",
     "LayerNorm",
     "Linear",
     "LinearAct",

@@ -12,6 +12,7 @@ import torch
 TASKS = {
     "vit": "A vision transformer on scikit-learn's handwritten digits.",
     "gpt": "Pre-train a language model on Python's own documentation, or on a text of yours, and let it write.",
+    "recommender": "Ratings by matrix factorisation, or clicks by a network; a MovieLens file of yours.",
 }
 
 

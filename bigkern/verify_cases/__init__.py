@@ -15,8 +15,8 @@ from .losses import LINEAR_CROSS_ENTROPY
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
-from .weight_only_linear import WEIGHT_ONLY_LINEAR
 from .rotary_embedding import ROTARY_EMBEDDING
+from .weight_only_linear import WEIGHT_ONLY_LINEAR
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
