@@ -34,6 +34,7 @@ SUITES = (
     "layer_norm",
     "rms_norm",
     "add_layer_norm",
+    "batch_norm_act",
     "attention",
     "int8_linear",
     "sgd",

@@ -15,6 +15,7 @@ if find_spec("torch"):
     from .dispatch import explain, use_backend
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import batch_norm_act as _batch_norm_act
     from .ops import cross_entropy as _cross_entropy
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
@@ -31,6 +32,7 @@ if find_spec("torch"):
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    batch_norm_act = accepts_arrays(_batch_norm_act.batch_norm_act)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
@@ -53,6 +55,7 @@ __all__ = [
     "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
+    "batch_norm_act",
     "cross_entropy",
     "dequantize",
     "explain",

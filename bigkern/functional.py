@@ -3,11 +3,13 @@
 To try them on a model: `import bigkern.functional as F` in place of `import torch.nn.functional as F`.
 """
 
+import torch
 from torch.nn._reduction import legacy_get_string
 
 from .ops import cross_entropy as _cross_entropy
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
+from .ops.batch_norm_act import batch_norm_act
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.rms_norm import rms_norm
@@ -15,6 +17,8 @@ from .ops.rms_norm import rms_norm
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_with_sum",
+    "batch_norm",
+    "batch_norm_act",
     "cross_entropy",
     "layer_norm",
     "linear",
@@ -22,6 +26,13 @@ __all__ = [
     "rms_norm",
     "scaled_dot_product_attention",
 ]
+
+
+def batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> torch.Tensor:
+    """`torch.nn.functional.batch_norm`; see `bigkern.batch_norm_act`."""
+    return batch_norm_act(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def cross_entropy(

@@ -28,6 +28,8 @@ static void define_functions(py::module_& module) {
 
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("batch_norm_act_forward", &bigkern::batch_norm_act_forward, release_gil());
+  module.def("batch_norm_act_backward", &bigkern::batch_norm_act_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());

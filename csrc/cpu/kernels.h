@@ -36,6 +36,16 @@ void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
 
+void batch_norm_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& residual,
+                            const Tensor& running_mean, const Tensor& running_var, bool training, double eps,
+                            const std::string& activation, const Tensor& output, const Tensor& mean,
+                            const Tensor& var);
+void batch_norm_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                             const Tensor& mean, const Tensor& var, const Tensor& output, bool training, double eps,
+                             bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
+                             bool needs_residual_grad, const Tensor& grad_input, const Tensor& grad_weight,
+                             const Tensor& grad_bias, const Tensor& grad_residual);
+
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
                            const Tensor& total_weight);
