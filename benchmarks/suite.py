@@ -35,6 +35,7 @@ SUITES = (
     "rms_norm",
     "add_layer_norm",
     "batch_norm_act",
+    "group_norm",
     "attention",
     "int8_linear",
     "sgd",

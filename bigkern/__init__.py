@@ -17,6 +17,7 @@ if find_spec("torch"):
     from .ops import attention as _attention
     from .ops import batch_norm_act as _batch_norm_act
     from .ops import cross_entropy as _cross_entropy
+    from .ops import group_norm as _group_norm
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
@@ -35,6 +36,7 @@ if find_spec("torch"):
     batch_norm_act = accepts_arrays(_batch_norm_act.batch_norm_act)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
+    group_norm = accepts_arrays(_group_norm.group_norm)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
@@ -61,6 +63,7 @@ __all__ = [
     "explain",
     "functional",
     "grad_norm",
+    "group_norm",
     "int8_linear",
     "layer_norm",
     "linear_act",

@@ -10,6 +10,7 @@ from .ops import cross_entropy as _cross_entropy
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.batch_norm_act import batch_norm_act
+from .ops.group_norm import group_norm
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.rms_norm import rms_norm
@@ -20,6 +21,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_act",
     "cross_entropy",
+    "group_norm",
     "layer_norm",
     "linear",
     "linear_act",

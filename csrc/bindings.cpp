@@ -34,6 +34,8 @@ static void define_functions(py::module_& module) {
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
+  module.def("group_norm_forward", &bigkern::group_norm_forward, release_gil());
+  module.def("group_norm_backward", &bigkern::group_norm_backward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("layer_norm_forward", &bigkern::layer_norm_forward, release_gil());
   module.def("layer_norm_backward", &bigkern::layer_norm_backward, release_gil());

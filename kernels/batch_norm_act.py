@@ -86,13 +86,16 @@ def batch_norm_merge_kernel(
     mean_ptr,
     var_ptr,
     shifted_mean_ptr,
+    rstd_ptr,
     num_splits,
     num_channels,
     channel_stride,
+    eps,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):
-    """mean, biased variance and mean - shift of each channel from the moments of its splits, in one order."""
+    """mean, biased variance, mean - shift and, if wanted, 1 / sqrt(var + eps) of each channel from the moments of its
+    splits, in one order."""
     channel = wide(tl.program_id(0)) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     in_channels = channel < num_channels
     size = wide(num_splits) * num_channels
@@ -119,6 +122,8 @@ def batch_norm_merge_kernel(
     tl.store(mean_ptr + channel, mean + shift, mask=in_channels)
     tl.store(var_ptr + channel, var, mask=in_channels)
     tl.store(shifted_mean_ptr + channel, mean, mask=in_channels)
+    if rstd_ptr is not None:
+        tl.store(rstd_ptr + channel, tl.rsqrt(var + eps), mask=in_channels)
 
 
 @triton.jit
@@ -206,9 +211,11 @@ def batch_norm_act_forward(
                 mean,
                 var,
                 center,
+                None,
                 walk.splits,
                 len(mean),
                 view.stride(2) if channels_last else view.stride(0),
+                eps,
                 BLOCK_SPLITS=32,
                 BLOCK_COLS=32,
                 num_warps=4,

@@ -5,7 +5,7 @@ from .attention import MultiheadAttention
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
-from .norm import LayerNorm, RMSNorm
+from .norm import GroupNorm, LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "BatchNorm3d",
     "BatchNormAct2d",
     "CrossEntropyLoss",
+    "GroupNorm",
     "LayerNorm",
     "Linear",
     "LinearAct",

@@ -55,26 +55,18 @@ void batch_norm_act_backward(const Tensor& grad_output, const Tensor& input, con
                                  training,
                                  needs_input_grad ? Result<A>(grad_input) : Result<A>(),
                                  needs_residual_grad ? Result<A>(grad_residual) : Result<A>()};
-    auto set = [](const Tensor& target, int64_t c, double value) {
-      switch (target.dtype) {
-        case DType::float64: target.as<double>()[c] = value; break;
-        case DType::float32: target.as<float>()[c] = static_cast<float>(value); break;
-        case DType::float16: target.as<half>()[c] = from_acc<half>(static_cast<float>(value)); break;
-        default: target.as<bfloat16>()[c] = from_acc<bfloat16>(static_cast<float>(value));
-      }
-    };
     auto gradient_of = [&](int64_t c, const ChannelSums& sums) {
       if (count == 0) {  // nothing to sum, and the statistics are NaN
-        if (needs_weight_grad) set(grad_weight, c, 0);
-        if (needs_bias_grad) set(grad_bias, c, 0);
+        if (needs_weight_grad) set_value(grad_weight, c, 0);
+        if (needs_bias_grad) set_value(grad_bias, c, 0);
         return ChannelGradient<A>{};
       }
       double rstd = 1 / std::sqrt(static_cast<double>(vars.values()[c]) + eps);
       double scale = rstd * static_cast<double>(weights.values()[c]);
       // The forward stored a rounded mean; the sum of what it left says by how much.
       double rest = training ? sums.d / count : 0, gd = sums.gd - rest * sums.g;
-      if (needs_weight_grad) set(grad_weight, c, gd * rstd);
-      if (needs_bias_grad) set(grad_bias, c, sums.g);
+      if (needs_weight_grad) set_value(grad_weight, c, gd * rstd);
+      if (needs_bias_grad) set_value(grad_bias, c, sums.g);
       return ChannelGradient<A>{means.values()[c], static_cast<A>(rest), static_cast<A>(scale),
                                 static_cast<A>(scale * (sums.g / count)),
                                 static_cast<A>(scale * rstd * rstd * (gd / count))};

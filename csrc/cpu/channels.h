@@ -47,6 +47,9 @@ struct Operand {
   }
   explicit operator bool() const { return data != nullptr; }
   bool is_direct() const { return dtype == (sizeof(A) == 8 ? DType::float64 : DType::float32); }
+  const void* address(int64_t offset) const {
+    return static_cast<const char*>(data) + offset * (is_direct() ? int64_t{sizeof(A)} : 2);
+  }
   const A* direct(int64_t offset) const { return static_cast<const A*>(data) + offset; }
 
   // `count` numbers side by side: where they lie, or in `scratch`.
@@ -75,6 +78,16 @@ struct Operand {
     return has_even_rows() ? row * stride_s : row / positions * stride_n + row % positions * stride_s;
   }
 };
+
+// target[i] = value, in target's dtype.
+inline void set_value(const Tensor& target, int64_t i, double value) {
+  switch (target.dtype) {
+    case DType::float64: target.as<double>()[i] = value; break;
+    case DType::float32: target.as<float>()[i] = static_cast<float>(value); break;
+    case DType::float16: target.as<half>()[i] = from_acc<half>(static_cast<float>(value)); break;
+    default: target.as<bfloat16>()[i] = from_acc<bfloat16>(static_cast<float>(value));
+  }
+}
 
 // A tensor that is written side by side as numbers of type A; absent (false) where it is not needed.
 template <class A>

@@ -38,8 +38,7 @@ void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const
 
 void batch_norm_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& residual,
                             const Tensor& running_mean, const Tensor& running_var, bool training, double eps,
-                            const std::string& activation, const Tensor& output, const Tensor& mean,
-                            const Tensor& var);
+                            const std::string& activation, const Tensor& output, const Tensor& mean, const Tensor& var);
 void batch_norm_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
                              const Tensor& mean, const Tensor& var, const Tensor& output, bool training, double eps,
                              bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
@@ -57,6 +56,13 @@ void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const 
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
+
+void group_norm_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t num_groups, double eps,
+                        const Tensor& output, const Tensor& mean, const Tensor& rstd);
+void group_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                         const Tensor& mean, const Tensor& rstd, int64_t num_groups, bool needs_input_grad,
+                         bool needs_weight_grad, bool needs_bias_grad, const Tensor& grad_input,
+                         const Tensor& grad_weight, const Tensor& grad_bias);
 
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
