@@ -36,6 +36,7 @@ SUITES = (
     "add_layer_norm",
     "batch_norm_act",
     "group_norm",
+    "max_pool2d",
     "attention",
     "int8_linear",
     "sgd",

@@ -13,6 +13,7 @@ from .ops.batch_norm_act import batch_norm_act
 from .ops.group_norm import group_norm
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
+from .ops.max_pool2d import max_pool2d
 from .ops.rms_norm import rms_norm
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_act",
+    "max_pool2d",
     "rms_norm",
     "scaled_dot_product_attention",
 ]

@@ -36,6 +36,13 @@ def oracle(tensors, grad_output, num_groups, eps):
     ]
 
 
+def theirs(input, num_groups, weight, bias, eps):
+    """F.group_norm, whose backward raises for a bias without a weight: one of ones is the same."""
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
+    return F.group_norm(input, num_groups, weight, bias, eps)
+
+
 def run(function, tensors, grad_output, num_groups, eps):
     """[output, gradient of each tensor that is not None]"""
     tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
@@ -58,9 +65,9 @@ def check(place, tensors, num_groups, grad_output=None, eps=1e-5, what=""):
     with place.use():
         found = run(bigkern.group_norm, tensors, grad_output, num_groups, eps)
     assert all(t is None or torch.equal(t, copy) for t, copy in zip(tensors, before, strict=True))
-    theirs = run(F.group_norm, tensors, grad_output, num_groups, eps)
+    other_results = run(theirs, tensors, grad_output, num_groups, eps)
     expected = oracle(tensors, grad_output, num_groups, eps)
-    for i, (mine, other, (right, size)) in enumerate(zip(found, theirs, expected, strict=True)):
+    for i, (mine, other, (right, size)) in enumerate(zip(found, other_results, expected, strict=True)):
         assert_within_policy(mine, right, other, what=f"{what} result {i}", magnitude=size)
     return found
 
@@ -233,6 +240,9 @@ def test_module_is_torchs_and_small_calls_are_its_own():
         (decision,) = bigkern.explain(bigkern.functional.group_norm, given, 2)
         assert decision.chosen == chosen
     assert bigkern.group_norm(given, 2).is_contiguous(memory_format=torch.channels_last)
+    bias = torch.ones(6, requires_grad=True)  # PyTorch's own backward raises here
+    (grad,) = torch.autograd.grad(bigkern.group_norm(input, 2, None, bias).sum(), bias)
+    assert torch.equal(grad, torch.full((6,), 12.0))
 
 
 X = torch.ones(4, 6, 5)

@@ -6,6 +6,7 @@ from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import GroupNorm, LayerNorm, RMSNorm
+from .pooling import MaxPool2d
 from .quantized_linear import QuantizedLinear, quantize_linears
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearAct",
+    "MaxPool2d",
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",

@@ -82,6 +82,13 @@ void linear_act_backward(const Tensor& grad_output, const Tensor& input, const T
                          bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
                          const Tensor& grad_bias);
 
+void max_pool2d_forward(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, bool ceil_mode,
+                        const Tensor& output, const Tensor& indices);
+void max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, int64_t height, int64_t width,
+                         int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, const Tensor& grad_input);
+
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);
 void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
