@@ -61,7 +61,7 @@ def windows_of(op, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 def output_size(size, kernel, stride, pad, dilation, ceil_mode):
-    """How many windows there are along one dimension; one that would start in the padding behind the end is left out."""
+    """How many windows there are along one dimension; none starts in the padding behind the end."""
     room = size + 2 * pad - dilation * (kernel - 1) - 1
     count = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
     return count - 1 if ceil_mode and (count - 1) * stride >= size + pad else count

@@ -232,14 +232,14 @@ def test_module_is_torchs_and_small_calls_are_its_own():
     input = torch.randn(3, 6, 4)
     with bigkern.use_backend("cpu"):
         torch.testing.assert_close(ours(input), theirs(input))
-    for given, chosen in (
+    for tensor, chosen in (
         (input, "torch"),
         (torch.randn(4, 6, 64, 64), "cpu"),
         (torch.randn(4, 6, 64, 64).to(memory_format=torch.channels_last), "torch"),
     ):
-        (decision,) = bigkern.explain(bigkern.functional.group_norm, given, 2)
+        (decision,) = bigkern.explain(bigkern.functional.group_norm, tensor, 2)
         assert decision.chosen == chosen
-    assert bigkern.group_norm(given, 2).is_contiguous(memory_format=torch.channels_last)
+    assert bigkern.group_norm(tensor, 2).is_contiguous(memory_format=torch.channels_last)
     bias = torch.ones(6, requires_grad=True)  # PyTorch's own backward raises here
     (grad,) = torch.autograd.grad(bigkern.group_norm(input, 2, None, bias).sum(), bias)
     assert torch.equal(grad, torch.full((6,), 12.0))

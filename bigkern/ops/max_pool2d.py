@@ -23,8 +23,8 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     """Maxima over windows, as `torch.nn.functional.max_pool2d`.
 
     Args:
-        input: floating tensor [batch, channels, height, width] or [channels, height, width], contiguous or channels_last
-            for speed.
+        input: floating tensor [batch, channels, height, width] or [channels, height, width], contiguous or
+            channels_last for speed.
         kernel_size, stride, padding, dilation: int or (vertical, horizontal), in elements; stride None: kernel_size.
         ceil_mode: a last window that is not all inside counts, too.
         return_indices: return (output, indices).

@@ -1,4 +1,4 @@
-"""Cases of the ops on images: batch_norm_act."""
+"""Cases of the ops on images: batch_norm_act, group_norm, max_pool2d."""
 
 import torch
 import torch.nn.functional as F
@@ -50,4 +50,43 @@ BATCH_NORM_ACT = [
     _batch_norm_act("inference, residual, channels last", training=False, residual=True, channels_last=True),
     _batch_norm_act("training 300x33", (300, 33)),
     _batch_norm_act("running statistics", statistics=True),
+]
+
+
+def _group_norm(name, shape=(3, 6, 9, 11), num_groups=2, parameters=("weight", "bias"), offset=0.0, **options):
+    def inputs():
+        return {"input": torch.randn(shape) + offset, **{name: torch.randn(shape[1]) for name in parameters}}
+
+    return Case(
+        "group_norm",
+        name,
+        inputs,
+        lambda input, **rest: bigkern.group_norm(input, num_groups, **rest, **options),
+        lambda input, **rest: F.group_norm(input, num_groups, **rest, **options),
+        ("input", *parameters),
+    )
+
+
+GROUP_NORM = [
+    _group_norm("3x6x9x11 in 2 groups"),
+    _group_norm("70x12 in 3 groups", (70, 12), 3),
+    _group_norm("1x2x5003 in 1 group, eps 0.1", (1, 2, 5003), 1, eps=0.1),
+    _group_norm("no parameters", parameters=()),
+    _group_norm("mean 100", offset=100.0),
+]
+
+
+def _max_pool2d(name, *options, shape=(2, 5, 17, 19), channels_last=False):
+    def call(function):
+        return lambda input: function(input.contiguous(memory_format=LAYOUTS[channels_last]), *options)
+
+    inputs = lambda: {"input": torch.randn(shape)}  # noqa: E731
+    return Case("max_pool2d", name, inputs, call(bigkern.max_pool2d), call(F.max_pool2d), ("input",))
+
+
+MAX_POOL2D = [
+    _max_pool2d("2 by 2", 2),
+    _max_pool2d("3 by 3, stride 2, padding 1", 3, 2, 1),
+    _max_pool2d("3 by 3, stride 2, padding 1, channels last", 3, 2, 1, channels_last=True),
+    _max_pool2d("3 by 2, dilation 2, ceil mode", (3, 2), (2, 3), 1, 2, True),
 ]
