@@ -37,6 +37,8 @@ SUITES = (
     "batch_norm_act",
     "group_norm",
     "max_pool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
     "attention",
     "int8_linear",
     "sgd",

@@ -13,8 +13,10 @@ if find_spec("torch"):
     from . import functional, nn, optim
     from .arrays import accepts_arrays
     from .dispatch import explain, use_backend
+    from .ops import adaptive_avg_pool2d as _adaptive_avg_pool2d
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import avg_pool2d as _avg_pool2d
     from .ops import batch_norm_act as _batch_norm_act
     from .ops import cross_entropy as _cross_entropy
     from .ops import group_norm as _group_norm
@@ -30,10 +32,12 @@ if find_spec("torch"):
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
 
+    adaptive_avg_pool2d = accepts_arrays(_adaptive_avg_pool2d.adaptive_avg_pool2d)
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    avg_pool2d = accepts_arrays(_avg_pool2d.avg_pool2d)
     batch_norm_act = accepts_arrays(_batch_norm_act.batch_norm_act)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
@@ -55,10 +59,12 @@ else:
 __all__ = [
     "adagrad",
     "adam",
+    "adaptive_avg_pool2d",
     "add_layer_norm",
     "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
+    "avg_pool2d",
     "batch_norm_act",
     "cross_entropy",
     "dequantize",

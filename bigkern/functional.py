@@ -7,8 +7,10 @@ import torch
 from torch.nn._reduction import legacy_get_string
 
 from .ops import cross_entropy as _cross_entropy
+from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
+from .ops.avg_pool2d import avg_pool2d
 from .ops.batch_norm_act import batch_norm_act
 from .ops.group_norm import group_norm
 from .ops.layer_norm import layer_norm
@@ -17,8 +19,10 @@ from .ops.max_pool2d import max_pool2d
 from .ops.rms_norm import rms_norm
 
 __all__ = [
+    "adaptive_avg_pool2d",
     "add_layer_norm",
     "add_layer_norm_with_sum",
+    "avg_pool2d",
     "batch_norm",
     "batch_norm_act",
     "cross_entropy",

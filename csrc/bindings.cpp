@@ -28,6 +28,10 @@ static void define_functions(py::module_& module) {
 
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("adaptive_avg_pool2d_forward", &bigkern::adaptive_avg_pool2d_forward, release_gil());
+  module.def("adaptive_avg_pool2d_backward", &bigkern::adaptive_avg_pool2d_backward, release_gil());
+  module.def("avg_pool2d_forward", &bigkern::avg_pool2d_forward, release_gil());
+  module.def("avg_pool2d_backward", &bigkern::avg_pool2d_backward, release_gil());
   module.def("batch_norm_act_forward", &bigkern::batch_norm_act_forward, release_gil());
   module.def("batch_norm_act_backward", &bigkern::batch_norm_act_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());

@@ -6,10 +6,12 @@ from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
 from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import GroupNorm, LayerNorm, RMSNorm
-from .pooling import MaxPool2d
+from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .quantized_linear import QuantizedLinear, quantize_linears
 
 __all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",

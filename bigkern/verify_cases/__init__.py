@@ -7,7 +7,7 @@ in float32 and rounded to the dtype under test. Sizes are odd, so that every ker
 from .attention import ATTENTION
 from .case import ALL_DTYPES, Case
 from .cross_entropy import CROSS_ENTROPY
-from .images import BATCH_NORM_ACT, GROUP_NORM, MAX_POOL2D
+from .images import ADAPTIVE_AVG_POOL2D, AVG_POOL2D, BATCH_NORM_ACT, GROUP_NORM, MAX_POOL2D
 from .int8_linear import INT8_LINEAR
 from .linear_act import LINEAR_ACT
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
@@ -26,6 +26,8 @@ CASES = [
     *BATCH_NORM_ACT,
     *GROUP_NORM,
     *MAX_POOL2D,
+    *AVG_POOL2D,
+    *ADAPTIVE_AVG_POOL2D,
     *QUANTIZE,
     *INT8_LINEAR,
     *OPTIMIZERS,

@@ -1,4 +1,4 @@
-"""Cases of the ops on images: batch_norm_act, group_norm, max_pool2d."""
+"""Cases of the ops on images: batch_norm_act, group_norm and the poolings."""
 
 import torch
 import torch.nn.functional as F
@@ -76,17 +76,30 @@ GROUP_NORM = [
 ]
 
 
-def _max_pool2d(name, *options, shape=(2, 5, 17, 19), channels_last=False):
-    def call(function):
+def _pool(op, name, *options, shape=(2, 5, 17, 19), channels_last=False):
+    def call(module):
+        function = getattr(module, op)
         return lambda input: function(input.contiguous(memory_format=LAYOUTS[channels_last]), *options)
 
     inputs = lambda: {"input": torch.randn(shape)}  # noqa: E731
-    return Case("max_pool2d", name, inputs, call(bigkern.max_pool2d), call(F.max_pool2d), ("input",))
+    return Case(op, name, inputs, call(bigkern), call(F), ("input",))
 
 
 MAX_POOL2D = [
-    _max_pool2d("2 by 2", 2),
-    _max_pool2d("3 by 3, stride 2, padding 1", 3, 2, 1),
-    _max_pool2d("3 by 3, stride 2, padding 1, channels last", 3, 2, 1, channels_last=True),
-    _max_pool2d("3 by 2, dilation 2, ceil mode", (3, 2), (2, 3), 1, 2, True),
+    _pool("max_pool2d", "2 by 2", 2),
+    _pool("max_pool2d", "3 by 3, stride 2, padding 1", 3, 2, 1),
+    _pool("max_pool2d", "3 by 3, stride 2, padding 1, channels last", 3, 2, 1, channels_last=True),
+    _pool("max_pool2d", "3 by 2, dilation 2, ceil mode", (3, 2), (2, 3), 1, 2, True),
+]
+
+AVG_POOL2D = [
+    _pool("avg_pool2d", "2 by 2", 2),
+    _pool("avg_pool2d", "3 by 3, stride 2, padding 1, channels last", 3, 2, 1, channels_last=True),
+    _pool("avg_pool2d", "3 by 2, ceil mode, padding not counted", (3, 2), (2, 3), 1, True, False),
+    _pool("avg_pool2d", "divisor 7", 3, 2, 1, False, True, 7),
+]
+ADAPTIVE_AVG_POOL2D = [
+    _pool("adaptive_avg_pool2d", "to 1 by 1", 1),
+    _pool("adaptive_avg_pool2d", "to 7 by 5, channels last", (7, 5), channels_last=True),
+    _pool("adaptive_avg_pool2d", "to 20 by 19", (20, None)),
 ]

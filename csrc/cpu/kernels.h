@@ -36,6 +36,15 @@ void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
 
+void adaptive_avg_pool2d_forward(const Tensor& input, int64_t out_h, int64_t out_w, const Tensor& output);
+void adaptive_avg_pool2d_backward(const Tensor& grad_output, int64_t height, int64_t width, const Tensor& grad_input);
+void avg_pool2d_forward(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad, int64_t divisor_override,
+                        const Tensor& output);
+void avg_pool2d_backward(const Tensor& grad_output, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w,
+                         int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
+                         bool count_include_pad, int64_t divisor_override, const Tensor& grad_input);
+
 void batch_norm_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& residual,
                             const Tensor& running_mean, const Tensor& running_var, bool training, double eps,
                             const std::string& activation, const Tensor& output, const Tensor& mean, const Tensor& var);
