@@ -41,6 +41,7 @@ SUITES = (
     "adaptive_avg_pool2d",
     "attention",
     "int8_linear",
+    "weight_only_linear",
     "sgd",
     "adam",
     "rmsprop",

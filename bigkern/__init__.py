@@ -26,11 +26,13 @@ if find_spec("torch"):
     from .ops import max_pool2d as _max_pool2d
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
+    from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
+    from .ops.weight_only_linear import dequantize_weight, quantize_weight
 
     adaptive_avg_pool2d = accepts_arrays(_adaptive_avg_pool2d.adaptive_avg_pool2d)
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
@@ -48,6 +50,7 @@ if find_spec("torch"):
     max_pool2d = accepts_arrays(_max_pool2d.max_pool2d)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
+    weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
 else:
 
     def __getattr__(name):
@@ -68,6 +71,7 @@ __all__ = [
     "batch_norm_act",
     "cross_entropy",
     "dequantize",
+    "dequantize_weight",
     "explain",
     "functional",
     "grad_norm",
@@ -79,8 +83,10 @@ __all__ = [
     "nn",
     "optim",
     "quantize",
+    "quantize_weight",
     "rms_norm",
     "rmsprop",
     "sgd",
     "use_backend",
+    "weight_only_linear",
 ]

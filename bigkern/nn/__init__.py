@@ -8,6 +8,7 @@ from .loss import CrossEntropyLoss
 from .norm import GroupNorm, LayerNorm, RMSNorm
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .quantized_linear import QuantizedLinear, quantize_linears
+from .weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -25,6 +26,7 @@ __all__ = [
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",
+    "WeightOnlyLinear",
     "quantize_linears",
     "utils",
 ]
