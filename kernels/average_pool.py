@@ -83,6 +83,8 @@ def average_pool_kernel(
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for i in range(0, max_rows):
         h = row_begin + i
+        # Rows are summed apart: a float that has grown large drops what is small.
+        row_total = tl.zeros((BLOCK,), dtype=tl.float32)
         for j in range(0, max_cols):
             w = col_begin + j
             held = mask & (h < row_end) & (w < col_end)
@@ -92,7 +94,8 @@ def average_pool_kernel(
                 _, _, rows = inside(h, height, out_h, kernel_h, stride_h, pad_h, INCLUDE_PAD, ADAPTIVE)
                 _, _, cols = inside(w, width, out_w, kernel_w, stride_w, pad_w, INCLUDE_PAD, ADAPTIVE)
                 value = tl.where(held, value / tl.where(held, rows * cols, 1).to(tl.float32), 0.0)
-            total += value
+            row_total += value
+        total += row_total
     if HAS_DIVISOR:
         total /= divisor_override
     elif not BACKWARD:
