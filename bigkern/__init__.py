@@ -13,6 +13,7 @@ if find_spec("torch"):
     from . import functional, nn, optim
     from .arrays import accepts_arrays
     from .dispatch import explain, use_backend
+    from .ops import adaptive_avg_pool2d as _adaptive_avg_pool2d
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
     from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
@@ -21,12 +22,17 @@ if find_spec("torch"):
     from .ops import embedding_bag as _embedding_bag
     from .ops import embedding_layer_norm as _embedding_layer_norm
     from .ops import gated_act as _gated_act
+    from .ops import avg_pool2d as _avg_pool2d
+    from .ops import batch_norm_act as _batch_norm_act
+    from .ops import cross_entropy as _cross_entropy
+    from .ops import group_norm as _group_norm
     from .ops import int8_linear as _int8_linear
     from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
     from .ops import linear_cross_entropy as _linear_cross_entropy
     from .ops import mse_loss as _mse_loss
+    from .ops import max_pool2d as _max_pool2d
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import rotary_embedding as _rotary_embedding
@@ -38,6 +44,7 @@ if find_spec("torch"):
     from .ops.sgd import sgd
     from .ops.weight_only_linear import dequantize_weight, quantize_weight
 
+    adaptive_avg_pool2d = accepts_arrays(_adaptive_avg_pool2d.adaptive_avg_pool2d)
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
@@ -52,12 +59,18 @@ if find_spec("torch"):
     embedding_layer_norm = accepts_arrays(_embedding_layer_norm.embedding_layer_norm)
     gated_act = accepts_arrays(_gated_act.gated_act)
     geglu = accepts_arrays(_gated_act.geglu)
+    avg_pool2d = accepts_arrays(_avg_pool2d.avg_pool2d)
+    batch_norm_act = accepts_arrays(_batch_norm_act.batch_norm_act)
+    cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
+    dequantize = accepts_arrays(_quantize.dequantize)
+    group_norm = accepts_arrays(_group_norm.group_norm)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
     linear_cross_entropy = accepts_arrays(_linear_cross_entropy.linear_cross_entropy)
     mse_loss = accepts_arrays(_mse_loss.mse_loss)
+    max_pool2d = accepts_arrays(_max_pool2d.max_pool2d)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
     weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
@@ -74,11 +87,14 @@ else:
 __all__ = [
     "adagrad",
     "adam",
+    "adaptive_avg_pool2d",
     "add_layer_norm",
     "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
     "binary_cross_entropy_with_logits",
+    "avg_pool2d",
+    "batch_norm_act",
     "cross_entropy",
     "dequantize",
     "dequantize_weight",
@@ -90,12 +106,14 @@ __all__ = [
     "gated_act",
     "geglu",
     "grad_norm",
+    "group_norm",
     "int8_linear",
     "kl_div",
     "layer_norm",
     "linear_act",
     "linear_cross_entropy",
     "mse_loss",
+    "max_pool2d",
     "nn",
     "optim",
     "quantize",

@@ -3,6 +3,7 @@
 To try them on a model: `import bigkern.functional as F` in place of `import torch.nn.functional as F`.
 """
 
+import torch
 from torch.nn._reduction import legacy_get_string
 
 from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy
@@ -18,10 +19,20 @@ from .ops.gated_act import gated_act, geglu, swiglu
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.linear_cross_entropy import linear_cross_entropy
+from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
+from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
+from .ops.attention import attention as scaled_dot_product_attention
+from .ops.avg_pool2d import avg_pool2d
+from .ops.batch_norm_act import batch_norm_act
+from .ops.group_norm import group_norm
+from .ops.layer_norm import layer_norm
+from .ops.linear_act import apply_linear, linear_act
+from .ops.max_pool2d import max_pool2d
 from .ops.rms_norm import rms_norm
 from .ops.rotary_embedding import rotary_embedding
 
 __all__ = [
+    "adaptive_avg_pool2d",
     "add_layer_norm",
     "add_layer_norm_with_sum",
     "binary_cross_entropy_with_logits",
@@ -37,11 +48,27 @@ __all__ = [
     "linear_act",
     "linear_cross_entropy",
     "mse_loss",
+    "avg_pool2d",
+    "batch_norm",
+    "batch_norm_act",
+    "cross_entropy",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "linear_act",
+    "max_pool2d",
     "rms_norm",
     "rotary_embedding",
     "scaled_dot_product_attention",
     "swiglu",
 ]
+
+
+def batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> torch.Tensor:
+    """`torch.nn.functional.batch_norm`; see `bigkern.batch_norm_act`."""
+    return batch_norm_act(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def cross_entropy(

@@ -32,6 +32,12 @@ static void define_functions(py::module_& module) {
              release_gil());
   module.def("binary_cross_entropy_with_logits_backward", &bigkern::binary_cross_entropy_with_logits_backward,
              release_gil());
+  module.def("adaptive_avg_pool2d_forward", &bigkern::adaptive_avg_pool2d_forward, release_gil());
+  module.def("adaptive_avg_pool2d_backward", &bigkern::adaptive_avg_pool2d_backward, release_gil());
+  module.def("avg_pool2d_forward", &bigkern::avg_pool2d_forward, release_gil());
+  module.def("avg_pool2d_backward", &bigkern::avg_pool2d_backward, release_gil());
+  module.def("batch_norm_act_forward", &bigkern::batch_norm_act_forward, release_gil());
+  module.def("batch_norm_act_backward", &bigkern::batch_norm_act_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("embedding_forward", &bigkern::embedding_forward, release_gil());
@@ -44,6 +50,8 @@ static void define_functions(py::module_& module) {
   module.def("gated_act_backward", &bigkern::gated_act_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
+  module.def("group_norm_forward", &bigkern::group_norm_forward, release_gil());
+  module.def("group_norm_backward", &bigkern::group_norm_backward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("kl_div_forward", &bigkern::kl_div_forward, release_gil());
   module.def("kl_div_backward", &bigkern::kl_div_backward, release_gil());
@@ -55,6 +63,8 @@ static void define_functions(py::module_& module) {
   module.def("linear_cross_entropy_backward", &bigkern::linear_cross_entropy_backward, release_gil());
   module.def("mse_loss_forward", &bigkern::mse_loss_forward, release_gil());
   module.def("mse_loss_backward", &bigkern::mse_loss_backward, release_gil());
+  module.def("max_pool2d_forward", &bigkern::max_pool2d_forward, release_gil());
+  module.def("max_pool2d_backward", &bigkern::max_pool2d_backward, release_gil());
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());

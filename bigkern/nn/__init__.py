@@ -6,6 +6,11 @@ from .embedding import Embedding, EmbeddingBag
 from .linear import Linear, LinearAct
 from .loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, MSELoss
 from .norm import LayerNorm, RMSNorm
+from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
+from .linear import Linear, LinearAct
+from .loss import CrossEntropyLoss
+from .norm import GroupNorm, LayerNorm, RMSNorm
+from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .quantized_linear import QuantizedLinear, quantize_linears
 from .weight_only_linear import WeightOnlyLinear
 
@@ -19,6 +24,18 @@ __all__ = [
     "Linear",
     "LinearAct",
     "MSELoss",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormAct2d",
+    "CrossEntropyLoss",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "LinearAct",
+    "MaxPool2d",
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",

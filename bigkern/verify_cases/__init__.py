@@ -9,6 +9,7 @@ from .case import ALL_DTYPES, Case
 from .cross_entropy import CROSS_ENTROPY
 from .embedding import EMBEDDING, EMBEDDING_BAG, EMBEDDING_LAYER_NORM
 from .gated_act import GATED_ACT
+from .images import ADAPTIVE_AVG_POOL2D, AVG_POOL2D, BATCH_NORM_ACT, GROUP_NORM, MAX_POOL2D
 from .int8_linear import INT8_LINEAR
 from .linear_act import LINEAR_ACT
 from .losses import LINEAR_CROSS_ENTROPY
@@ -33,6 +34,11 @@ CASES = [
     *EMBEDDING_LAYER_NORM,
     *ROTARY_EMBEDDING,
     *GATED_ACT,
+    *BATCH_NORM_ACT,
+    *GROUP_NORM,
+    *MAX_POOL2D,
+    *AVG_POOL2D,
+    *ADAPTIVE_AVG_POOL2D,
     *QUANTIZE,
     *INT8_LINEAR,
     *WEIGHT_ONLY_LINEAR,

@@ -43,6 +43,23 @@ void binary_cross_entropy_with_logits_backward(const Tensor& grad_loss, const Te
                                                const Tensor& weight, const Tensor& pos_weight,
                                                const std::string& reduction, bool needs_target_grad,
                                                const Tensor& grad_input, const Tensor& grad_target);
+void adaptive_avg_pool2d_forward(const Tensor& input, int64_t out_h, int64_t out_w, const Tensor& output);
+void adaptive_avg_pool2d_backward(const Tensor& grad_output, int64_t height, int64_t width, const Tensor& grad_input);
+void avg_pool2d_forward(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad, int64_t divisor_override,
+                        const Tensor& output);
+void avg_pool2d_backward(const Tensor& grad_output, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w,
+                         int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
+                         bool count_include_pad, int64_t divisor_override, const Tensor& grad_input);
+
+void batch_norm_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& residual,
+                            const Tensor& running_mean, const Tensor& running_var, bool training, double eps,
+                            const std::string& activation, const Tensor& output, const Tensor& mean, const Tensor& var);
+void batch_norm_act_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                             const Tensor& mean, const Tensor& var, const Tensor& output, bool training, double eps,
+                             bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
+                             bool needs_residual_grad, const Tensor& grad_input, const Tensor& grad_weight,
+                             const Tensor& grad_bias, const Tensor& grad_residual);
 
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
@@ -89,6 +106,13 @@ void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
 
+void group_norm_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t num_groups, double eps,
+                        const Tensor& output, const Tensor& mean, const Tensor& rstd);
+void group_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                         const Tensor& mean, const Tensor& rstd, int64_t num_groups, bool needs_input_grad,
+                         bool needs_weight_grad, bool needs_bias_grad, const Tensor& grad_input,
+                         const Tensor& grad_weight, const Tensor& grad_bias);
+
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
                          const Tensor& pre_activation);
@@ -128,6 +152,12 @@ void linear_act_backward(const Tensor& grad_output, const Tensor& input, const T
 void mse_loss_forward(const Tensor& input, const Tensor& target, const std::string& reduction, const Tensor& loss);
 void mse_loss_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const std::string& reduction,
                        bool needs_target_grad, const Tensor& grad_input, const Tensor& grad_target);
+void max_pool2d_forward(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, bool ceil_mode,
+                        const Tensor& output, const Tensor& indices);
+void max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, int64_t height, int64_t width,
+                         int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, const Tensor& grad_input);
 
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);
