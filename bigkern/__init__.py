@@ -17,6 +17,7 @@ if find_spec("torch"):
     from .ops import attention as _attention
     from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
     from .ops import cross_entropy as _cross_entropy
+    from .ops import distillation_loss as _distillation_loss
     from .ops import int8_linear as _int8_linear
     from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
@@ -40,6 +41,7 @@ if find_spec("torch"):
     )
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
+    distillation_loss = accepts_arrays(_distillation_loss.distillation_loss)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
@@ -66,6 +68,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dequantize",
+    "distillation_loss",
     "explain",
     "functional",
     "grad_norm",

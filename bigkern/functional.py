@@ -11,6 +11,7 @@ from .ops import kl_div as _kl_div
 from .ops import mse_loss as _mse_loss
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
+from .ops.distillation_loss import distillation_loss
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.linear_cross_entropy import linear_cross_entropy
@@ -21,6 +22,7 @@ __all__ = [
     "add_layer_norm_with_sum",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "distillation_loss",
     "kl_div",
     "layer_norm",
     "linear",

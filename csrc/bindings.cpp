@@ -34,6 +34,8 @@ static void define_functions(py::module_& module) {
              release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
+  module.def("distillation_loss_forward", &bigkern::distillation_loss_forward, release_gil());
+  module.def("distillation_loss_backward", &bigkern::distillation_loss_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());

@@ -9,7 +9,7 @@ from .case import ALL_DTYPES, Case
 from .cross_entropy import CROSS_ENTROPY
 from .int8_linear import INT8_LINEAR
 from .linear_act import LINEAR_ACT
-from .losses import LINEAR_CROSS_ENTROPY
+from .losses import LOSSES
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
@@ -20,7 +20,7 @@ CASES = [
     *ATTENTION,
     *LINEAR_ACT,
     *CROSS_ENTROPY,
-    *LINEAR_CROSS_ENTROPY,
+    *LOSSES,
     *LAYER_NORM,
     *RMS_NORM,
     *ADD_LAYER_NORM,

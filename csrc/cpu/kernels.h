@@ -52,6 +52,12 @@ void cross_entropy_backward(const Tensor& grad_loss, const Tensor& input, const 
                             const std::string& reduction, double label_smoothing, bool needs_target_grad,
                             const Tensor& grad_input, const Tensor& grad_target);
 
+void distillation_loss_forward(const Tensor& student, const Tensor& teacher, double temperature,
+                               const std::string& reduction, const Tensor& loss, const Tensor& statistics);
+void distillation_loss_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                                const Tensor& statistics, double temperature, const std::string& reduction,
+                                const Tensor& grad_student);
+
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
