@@ -8,8 +8,8 @@
 namespace bigkern {
 namespace {
 
-// Classes whose float sums are added up before they go into double ones.
-constexpr int64_t kPiece = 16384;
+// Vectors of classes that are added up before they go into the sums in double.
+constexpr int64_t kPieceVectors = 64;
 
 template <class T>
 struct Problem {
@@ -29,7 +29,7 @@ struct Problem {
         reduction(how) {}
 
   A cooling() const { return static_cast<A>(1 / temperature); }
-  int64_t grain() const { return std::max<int64_t>(1, kPiece / std::max<int64_t>(classes, 1)); }
+  int64_t grain() const { return std::max<int64_t>(1, 16384 / std::max<int64_t>(classes, 1)); }
 };
 
 template <class T>
@@ -51,6 +51,7 @@ double row_loss(const Problem<T>& problem, int64_t row, acc_t<T>* statistics) {
   constexpr int kLanes = lanes<A>;
   const T *s = problem.student + row * problem.classes, *t = problem.teacher + row * problem.classes;
   const A s_max = largest_of(s, problem.classes), t_max = largest_of(t, problem.classes), cooling = problem.cooling();
+  constexpr int64_t kPiece = kPieceVectors * kLanes;
   double s_sum = 0, t_sum = 0, cross = 0;
   for (int64_t first = 0; first < problem.classes; first += kPiece) {
     const int64_t end = std::min(first + kPiece, problem.classes);
