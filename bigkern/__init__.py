@@ -26,6 +26,7 @@ if find_spec("torch"):
     from .ops import batch_norm_act as _batch_norm_act
     from .ops import cross_entropy as _cross_entropy
     from .ops import group_norm as _group_norm
+    from .ops import distillation_loss as _distillation_loss
     from .ops import int8_linear as _int8_linear
     from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
@@ -64,6 +65,7 @@ if find_spec("torch"):
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     group_norm = accepts_arrays(_group_norm.group_norm)
+    distillation_loss = accepts_arrays(_distillation_loss.distillation_loss)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
@@ -101,6 +103,7 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "embedding_layer_norm",
+    "distillation_loss",
     "explain",
     "functional",
     "gated_act",

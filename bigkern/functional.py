@@ -16,6 +16,7 @@ from .ops.embedding import embedding
 from .ops.embedding_bag import embedding_bag
 from .ops.embedding_layer_norm import embedding_layer_norm
 from .ops.gated_act import gated_act, geglu, swiglu
+from .ops.distillation_loss import distillation_loss
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.linear_cross_entropy import linear_cross_entropy
@@ -42,6 +43,7 @@ __all__ = [
     "embedding_layer_norm",
     "gated_act",
     "geglu",
+    "distillation_loss",
     "kl_div",
     "layer_norm",
     "linear",

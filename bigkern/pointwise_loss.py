@@ -7,15 +7,16 @@ from .registration import Kernel, too_small
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def check_pair(op, input, target, *others):
-    """Raises RuntimeError where a tensor is not floating or not on input's device."""
-    for name, tensor in (("input", input), ("target", target), *others):
+def check_tensors(op, **tensors):
+    """Raises RuntimeError where a tensor (or None) is not floating or not on the first one's device."""
+    (first_name, first), *_ = tensors.items()
+    for name, tensor in tensors.items():
         if tensor is None:
             continue
         if tensor.dtype not in FLOATING:
             raise RuntimeError(f"{op}: {name} must be floating, got {tensor.dtype}")
-        if tensor.device != input.device:
-            raise RuntimeError(f"{op}: {name} is on {tensor.device}, input on {input.device}")
+        if tensor.device != first.device:
+            raise RuntimeError(f"{op}: {name} is on {tensor.device}, {first_name} on {first.device}")
 
 
 def check_reduction(reduction, names=("none", "mean", "sum")):

@@ -48,6 +48,8 @@ static void define_functions(py::module_& module) {
   module.def("embedding_layer_norm_backward", &bigkern::embedding_layer_norm_backward, release_gil());
   module.def("gated_act_forward", &bigkern::gated_act_forward, release_gil());
   module.def("gated_act_backward", &bigkern::gated_act_backward, release_gil());
+  module.def("distillation_loss_forward", &bigkern::distillation_loss_forward, release_gil());
+  module.def("distillation_loss_backward", &bigkern::distillation_loss_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("group_norm_forward", &bigkern::group_norm_forward, release_gil());

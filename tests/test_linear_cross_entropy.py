@@ -26,7 +26,7 @@ def composed(input, linear_weight, target, *, linear_bias=None, weight=None, red
 def make(place, rows, features, classes, dtype=torch.float32, bias=True, weighted=False):
     """(input, linear_weight, linear_bias or None, target, weight or None)"""
     input = torch.randn(rows, features, device=place.device).to(dtype)
-    linear_weight = torch.randn(classes, features, device=place.device).to(dtype)
+    linear_weight = (2 * torch.randn(classes, features, device=place.device) / features**0.5).to(dtype)
     linear_bias = torch.randn(classes, device=place.device).to(dtype) if bias else None
     target = torch.randint(classes, (rows,), device=place.device)
     return (

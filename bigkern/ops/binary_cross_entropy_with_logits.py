@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from ..pointwise_loss import (
     as_matrix,
     as_period,
-    check_pair,
     check_reduction,
+    check_tensors,
     is_small,
     pointwise_kernels,
     repeated,
@@ -64,7 +64,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
     op = "binary_cross_entropy_with_logits"
     if target.shape != input.shape:
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
-    check_pair(op, input, target, ("weight", weight), ("pos_weight", pos_weight))
+    check_tensors(op, input=input, target=target, weight=weight, pos_weight=pos_weight)
     check_reduction(reduction)
     shape, dtype = input.shape, torch.promote_types(input.dtype, target.dtype)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight)):

@@ -11,7 +11,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from ..pointwise_loss import as_matrix, check_pair, check_reduction, is_small, pointwise_kernels
+from ..pointwise_loss import as_matrix, check_reduction, check_tensors, is_small, pointwise_kernels
 
 SMALL = 1 << 15
 
@@ -55,7 +55,7 @@ def kl_div(input, target, reduction="mean", log_target=False):
         RuntimeError: a tensor is not floating or on another device, or the shapes do not broadcast.
         ValueError: reduction is unknown.
     """
-    check_pair("kl_div", input, target)
+    check_tensors("kl_div", input=input, target=target)
     check_reduction(reduction, ("none", "mean", "sum", "batchmean"))
     if reduction == "mean":
         warnings.warn(MEAN_WARNING, stacklevel=2)

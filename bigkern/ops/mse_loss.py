@@ -8,7 +8,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from ..pointwise_loss import as_matrix, check_pair, check_reduction, is_small, pointwise_kernels
+from ..pointwise_loss import as_matrix, check_reduction, check_tensors, is_small, pointwise_kernels
 
 SMALL = 1 << 20
 
@@ -36,7 +36,7 @@ def mse_loss(input, target, reduction="mean", weight=None):
         RuntimeError: a tensor is not floating or on another device, or the shapes do not broadcast.
         ValueError: reduction is unknown, or weight has not input's shape.
     """
-    check_pair("mse_loss", input, target, ("weight", weight))
+    check_tensors("mse_loss", input=input, target=target, weight=weight)
     check_reduction(reduction)
     if target.shape != input.shape:
         warnings.warn(

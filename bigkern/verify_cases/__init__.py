@@ -12,7 +12,7 @@ from .gated_act import GATED_ACT
 from .images import ADAPTIVE_AVG_POOL2D, AVG_POOL2D, BATCH_NORM_ACT, GROUP_NORM, MAX_POOL2D
 from .int8_linear import INT8_LINEAR
 from .linear_act import LINEAR_ACT
-from .losses import LINEAR_CROSS_ENTROPY
+from .losses import LOSSES
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
@@ -25,7 +25,7 @@ CASES = [
     *ATTENTION,
     *LINEAR_ACT,
     *CROSS_ENTROPY,
-    *LINEAR_CROSS_ENTROPY,
+    *LOSSES,
     *LAYER_NORM,
     *RMS_NORM,
     *ADD_LAYER_NORM,

@@ -101,6 +101,11 @@ void embedding_layer_norm_backward(const Tensor& grad_output, const Tensor& inpu
 void gated_act_forward(const Tensor& gate, const Tensor& up, const std::string& activation, const Tensor& output);
 void gated_act_backward(const Tensor& grad_output, const Tensor& gate, const Tensor& up, const std::string& activation,
                         const Tensor& grad_gate, const Tensor& grad_up);
+void distillation_loss_forward(const Tensor& student, const Tensor& teacher, double temperature,
+                               const std::string& reduction, const Tensor& loss, const Tensor& statistics);
+void distillation_loss_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                                const Tensor& statistics, double temperature, const std::string& reduction,
+                                const Tensor& grad_student);
 
 void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double norm_type, double max_norm,
                        const Tensor& total_norm, const Tensor& grad_factor);

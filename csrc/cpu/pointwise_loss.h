@@ -136,15 +136,18 @@ void forward(const Problem<T>& problem, T* loss, const LossOf& loss_of) {
   std::vector<double> partial(per_element ? 0 : problem.chunks());
   parallel_for(problem.chunks(), 4, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      vec<A> sum = {};
+      vec<A> sum = {}, group = {};  // of groups of 16, so that rounding errors stay few
       problem.over_chunk(chunk, [&](int64_t i, int64_t count, const Elements<A>& e) {
         vec<A> value = loss_of(e);
         if (per_element) return store_partial_or_whole(loss + i, value, count);
         if (count < kLanes) value = select(xent::lane_numbers<A>() < broadcast(A(count)), value, vec<A>{});
-        sum += value;
+        group += value;
+        if (i / kLanes % 16 != 15) return;
+        sum += group;
+        group = {};
       });
       if (!per_element)
-        for (int lane = 0; lane < kLanes; ++lane) partial[chunk] += sum[lane];
+        for (int lane = 0; lane < kLanes; ++lane) partial[chunk] += double(sum[lane]) + double(group[lane]);
     }
   });
   if (per_element) return;

@@ -1,0 +1,146 @@
+#include <vector>
+
+#include "cross_entropy.h"
+#include "dtype.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace bigkern {
+namespace {
+
+// Vectors of classes that are added up before they go into the sums in double.
+constexpr int64_t kPieceVectors = 64;
+
+template <class T>
+struct Problem {
+  using A = acc_t<T>;
+  static constexpr int kLanes = lanes<A>;
+  const T *student, *teacher;
+  int64_t rows, classes;
+  double temperature;
+  std::string reduction;
+
+  Problem(const Tensor& s, const Tensor& t, double heat, const std::string& how)
+      : student(s.as<const T>()),
+        teacher(t.as<const T>()),
+        rows(s.sizes[0]),
+        classes(s.sizes[1]),
+        temperature(heat),
+        reduction(how) {}
+
+  A cooling() const { return static_cast<A>(1 / temperature); }
+  int64_t grain() const { return std::max<int64_t>(1, 16384 / std::max<int64_t>(classes, 1)); }
+};
+
+template <class T>
+acc_t<T> largest_of(const T* row, int64_t count) {
+  using A = acc_t<T>;
+  constexpr int kLanes = lanes<A>;
+  vec<A> largest = broadcast(xent::kLowest<A>);  // a NaN loses here, and shows in the sums
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) largest = maximum(load(row + c), largest);
+  A result = reduce_max(largest);
+  for (; c < count; ++c) result = to_acc(row[c]) > result ? to_acc(row[c]) : result;
+  return result;
+}
+
+// The loss of a row, without the factor temperature^2; statistics: largest logit and sum of exponentials of both.
+template <class T>
+double row_loss(const Problem<T>& problem, int64_t row, acc_t<T>* statistics) {
+  using A = acc_t<T>;
+  constexpr int kLanes = lanes<A>;
+  const T *s = problem.student + row * problem.classes, *t = problem.teacher + row * problem.classes;
+  const A s_max = largest_of(s, problem.classes), t_max = largest_of(t, problem.classes), cooling = problem.cooling();
+  constexpr int64_t kPiece = kPieceVectors * kLanes;
+  double s_sum = 0, t_sum = 0, cross = 0;
+  for (int64_t first = 0; first < problem.classes; first += kPiece) {
+    const int64_t end = std::min(first + kPiece, problem.classes);
+    vec<A> s_sums = {}, t_sums = {}, crosses = {};
+    auto include = [&](vec<A> s_logits, vec<A> t_logits, auto inside) {
+      vec<A> s_shifted = (s_logits - s_max) * cooling, t_shifted = (t_logits - t_max) * cooling;
+      vec<A> s_exp = xent::exp_nonpositive(s_shifted), t_exp = xent::exp_nonpositive(t_shifted);
+      // Where the teacher gives nothing, the student may give anything: 0 * inf would be NaN.
+      vec<A> term = select(t_exp == 0, vec<A>{}, vec<A>(t_exp * (t_shifted - s_shifted)));
+      s_sums += select(inside, s_exp, vec<A>{});
+      t_sums += select(inside, t_exp, vec<A>{});
+      crosses += select(inside, term, vec<A>{});
+    };
+    int64_t c = first;
+    for (; c + kLanes <= end; c += kLanes) include(load(s + c), load(t + c), vec<A>{} == 0);
+    if (const int64_t rest = end - c)
+      include(load_partial(s + c, rest), load_partial(t + c, rest),
+              xent::lane_numbers<A>() < broadcast(static_cast<A>(rest)));
+    for (int lane = 0; lane < kLanes; ++lane) {
+      s_sum += s_sums[lane];
+      t_sum += t_sums[lane];
+      cross += crosses[lane];
+    }
+  }
+  const A kept[4] = {s_max, static_cast<A>(s_sum), t_max, static_cast<A>(t_sum)};
+  std::copy(kept, kept + 4, statistics);
+  return problem.classes == 0 ? 0 : cross / t_sum + (xent::log_of_sum(s_sum) - xent::log_of_sum(t_sum));
+}
+
+template <class T>
+void forward_typed(const Problem<T>& problem, T* loss, acc_t<T>* statistics) {
+  std::vector<double> losses(problem.rows);
+  parallel_for(problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      losses[row] = problem.temperature * problem.temperature * row_loss(problem, row, statistics + 4 * row);
+  });
+  if (problem.reduction == "none") {
+    for (int64_t row = 0; row < problem.rows; ++row) loss[row] = from_acc<T>(static_cast<acc_t<T>>(losses[row]));
+    return;
+  }
+  double sum = 0;
+  for (double value : losses) sum += value;
+  if (problem.reduction == "mean") sum /= double(problem.rows);
+  *loss = from_acc<T>(static_cast<acc_t<T>>(sum));
+}
+
+template <class T>
+void backward_typed(const Problem<T>& problem, const T* grad_loss, const acc_t<T>* statistics, T* grad_student) {
+  using A = acc_t<T>;
+  constexpr int kLanes = lanes<A>;
+  const bool per_row = problem.reduction == "none";
+  const double factor = problem.temperature / (problem.reduction == "mean" ? double(problem.rows) : 1.0);
+  parallel_for(problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T *s = problem.student + row * problem.classes, *t = problem.teacher + row * problem.classes;
+      T* grad = grad_student + row * problem.classes;
+      const A s_max = statistics[4 * row], t_max = statistics[4 * row + 2], cooling = problem.cooling();
+      const A share = static_cast<A>(to_acc(grad_loss[per_row ? row : 0]) * factor);
+      const A s_factor = share / statistics[4 * row + 1], t_factor = share / statistics[4 * row + 3];
+      auto slope = [&](vec<A> s_logits, vec<A> t_logits) {
+        return vec<A>(xent::exp_nonpositive(vec<A>((s_logits - s_max) * cooling)) * s_factor -
+                      xent::exp_nonpositive(vec<A>((t_logits - t_max) * cooling)) * t_factor);
+      };
+      int64_t c = 0;
+      for (; c + kLanes <= problem.classes; c += kLanes) store(grad + c, slope(load(s + c), load(t + c)));
+      if (const int64_t rest = problem.classes - c)
+        store_partial(grad + c, slope(load_partial(s + c, rest), load_partial(t + c, rest)), rest);
+    }
+  });
+}
+
+}  // namespace
+
+void distillation_loss_forward(const Tensor& student, const Tensor& teacher, double temperature,
+                               const std::string& reduction, const Tensor& loss, const Tensor& statistics) {
+  dispatch_floating(student.dtype, "distillation_loss_forward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    forward_typed(Problem<T>(student, teacher, temperature, reduction), loss.as<T>(), statistics.as<acc_t<T>>());
+  });
+}
+
+void distillation_loss_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                                const Tensor& statistics, double temperature, const std::string& reduction,
+                                const Tensor& grad_student) {
+  dispatch_floating(student.dtype, "distillation_loss_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    backward_typed(Problem<T>(student, teacher, temperature, reduction), grad_loss.as<const T>(),
+                   statistics.as<const acc_t<T>>(), grad_student.as<T>());
+  });
+}
+
+}  // namespace bigkern
