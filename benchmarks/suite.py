@@ -41,6 +41,7 @@ SUITES = (
     "rotary_embedding",
     "gated_act",
     "int8_linear",
+    "weight_only_linear",
     "sgd",
     "adam",
     "rmsprop",

@@ -26,11 +26,13 @@ if find_spec("torch"):
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import rotary_embedding as _rotary_embedding
+    from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
+    from .ops.weight_only_linear import dequantize_weight, quantize_weight
 
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
@@ -50,6 +52,7 @@ if find_spec("torch"):
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
     rotary_embedding = accepts_arrays(_rotary_embedding.rotary_embedding)
     swiglu = accepts_arrays(_gated_act.swiglu)
+    weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
 else:
 
     def __getattr__(name):
@@ -70,6 +73,7 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "embedding_layer_norm",
+    "dequantize_weight",
     "explain",
     "functional",
     "gated_act",
@@ -81,10 +85,12 @@ __all__ = [
     "nn",
     "optim",
     "quantize",
+    "quantize_weight",
     "rms_norm",
     "rmsprop",
     "rotary_embedding",
     "sgd",
     "swiglu",
     "use_backend",
+    "weight_only_linear",
 ]

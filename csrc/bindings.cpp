@@ -53,6 +53,7 @@ static void define_functions(py::module_& module) {
   module.def("rotary_embedding_forward", &bigkern::rotary_embedding_forward, release_gil());
   module.def("rotary_embedding_backward", &bigkern::rotary_embedding_backward, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
+  module.def("weight_only_linear_forward", &bigkern::weight_only_linear_forward, release_gil());
 }
 
 // A module finds its entry by its own name.

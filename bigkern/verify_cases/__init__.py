@@ -15,6 +15,7 @@ from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
 from .rotary_embedding import ROTARY_EMBEDDING
+from .weight_only_linear import WEIGHT_ONLY_LINEAR
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
@@ -32,6 +33,7 @@ CASES = [
     *GATED_ACT,
     *QUANTIZE,
     *INT8_LINEAR,
+    *WEIGHT_ONLY_LINEAR,
     *OPTIMIZERS,
 ]
 OPS = tuple(dict.fromkeys(case.op for case in CASES))
