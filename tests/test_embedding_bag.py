@@ -66,9 +66,9 @@ def check(place, input, weight, samples, offsets, mode, grad_output=None, **opti
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 37), (30, 65), (3, 530)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 37), (20, 65), (3, 270)])
 def test_matches_oracle(place, mode, rows, columns):
-    for dtype in place.dtypes if columns < 500 or not place.slow else (torch.float32,):
+    for dtype in place.dtypes if columns < 30 or not place.slow else (torch.bfloat16,):
         input, weight, _ = draw(place, 17, rows, columns, dtype)
         check(place, input, weight, None, OFFSETS, mode)
         check(
