@@ -58,7 +58,7 @@ def embedding_bag_kernel(
         winner = tl.full((BLOCK_COLS,), -1, tl.int64)
         for place in range(begin, end):
             row = tl.load(input_ptr + place * input_stride).to(tl.int64)
-            if row != padding_idx:
+            if (row != padding_idx) | (padding_idx < 0):
                 size += 1
                 is_row = cols < tl.where((row >= 0) & (row < num_rows), num_cols, 0)
                 value = tl.load(weight_ptr + row * weight_row_stride + col_offsets, mask=is_row, other=float("nan"))
@@ -74,7 +74,7 @@ def embedding_bag_kernel(
         for first in range(begin, end, BLOCK_PLACES):
             places = first + tl.arange(0, BLOCK_PLACES)
             row = tl.load(input_ptr + places * input_stride, mask=places < end, other=0).to(tl.int64)
-            counts = (places < end) & (row != padding_idx)
+            counts = (places < end) & ((row != padding_idx) | (padding_idx < 0))
             size += tl.sum(counts.to(tl.int64), axis=0)
             is_row = (row >= 0) & (row < num_rows)
             offsets = row[:, None] * weight_row_stride + col_offsets[None, :]

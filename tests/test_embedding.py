@@ -18,8 +18,8 @@ SHAPES = [
     ((9,), 7, 37),
     ((), 5, 3),
     ((2, 3, 4), 3, 65),
-    ((70,), 2, 33),
-    ((50,), 400, 130),
+    ((40,), 2, 33),
+    ((20,), 400, 130),
     ((5,), 9, 517),
 ]
 
@@ -60,7 +60,8 @@ def check(place, input, weight, grad_output=None, padding_idx=None, scale_grad_b
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_oracle(place, shape):
-    for dtype in place.dtypes:
+    large = place.slow and shape[2] > 100
+    for dtype in (torch.bfloat16,) if large else place.dtypes:
         input, weight = draw(place, *shape, dtype)
         check(place, input, weight)
         check(place, input.int(), weight, padding_idx=-1)

@@ -100,7 +100,8 @@ def _backward_torch(grad_output, gate, up, activation):
     grad = grad_output.to(dtype)
     grad_up = grad * _activate(x, activation)
     if activation == "silu":
-        grad_gate = torch.ops.aten.silu_backward(grad * u, x)
+        sigmoid = torch.sigmoid(x)  # PyTorch's silu_backward has no derivative of its own
+        grad_gate = grad * u * (sigmoid * (1 + x * (1 - sigmoid)))
     else:
         approximate = "tanh" if activation == "gelu_tanh" else "none"
         grad_gate = torch.ops.aten.gelu_backward(grad * u, x, approximate=approximate)
