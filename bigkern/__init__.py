@@ -19,6 +19,7 @@ if find_spec("torch"):
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
+    from .ops import lstm as _lstm
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops.adagrad import adagrad
@@ -36,6 +37,7 @@ if find_spec("torch"):
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
+    lstm = accepts_arrays(_lstm.lstm)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
 else:
@@ -61,6 +63,7 @@ __all__ = [
     "int8_linear",
     "layer_norm",
     "linear_act",
+    "lstm",
     "nn",
     "optim",
     "quantize",

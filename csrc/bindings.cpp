@@ -37,6 +37,8 @@ static void define_functions(py::module_& module) {
   module.def("layer_norm_backward", &bigkern::layer_norm_backward, release_gil());
   module.def("linear_act_forward", &bigkern::linear_act_forward, release_gil());
   module.def("linear_act_backward", &bigkern::linear_act_backward, release_gil());
+  module.def("lstm_forward", &bigkern::lstm_forward, release_gil());
+  module.def("lstm_backward", &bigkern::lstm_backward, release_gil());
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());

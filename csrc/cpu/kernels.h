@@ -66,6 +66,13 @@ void linear_act_backward(const Tensor& grad_output, const Tensor& input, const T
                          bool needs_bias_grad, const Tensor& grad_input, const Tensor& grad_weight,
                          const Tensor& grad_bias);
 
+void lstm_forward(const Tensor& gates_input, const Tensor& weight_hh, const Tensor& bias_hh, const Tensor& h0,
+                  const Tensor& c0, const Tensor& lengths, bool reverse, bool save_gates, const Tensor& output,
+                  const Tensor& h_n, const Tensor& c_n, const Tensor& gates, const Tensor& cells);
+void lstm_backward(const Tensor& grad_output, const Tensor& grad_h_n, const Tensor& grad_c_n, const Tensor& gates,
+                   const Tensor& cells, const Tensor& weight_hh, const Tensor& c0, const Tensor& lengths, bool reverse,
+                   const Tensor& grad_gates, const Tensor& grad_h0, const Tensor& grad_c0);
+
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);
 void dequantize_forward(const Tensor& qinput, const Tensor& scale, const Tensor& zero_point, const Tensor& output);
