@@ -10,7 +10,9 @@ from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
+from .ops.lstm import lstm as lstm_layer
 from .ops.rms_norm import rms_norm
+from .recurrent import run_layers
 
 __all__ = [
     "add_layer_norm",
@@ -19,6 +21,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_act",
+    "lstm",
     "rms_norm",
     "scaled_dot_product_attention",
 ]
@@ -60,3 +63,25 @@ def linear(input, weight, bias=None):
     if weight.ndim == 1:
         return apply_linear(input, weight.unsqueeze(0), bias, "none", "linear").squeeze(-1)
     return apply_linear(input, weight, bias, "none", "linear")
+
+
+def lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
+    """Layers of an LSTM on top of one another, as `torch.lstm`; one layer and direction alone is `bigkern.lstm`.
+
+    Args:
+        input: floating [length, batch, features]; with batch_first [batch, length, features].
+        hx: (h0, c0), each [num_layers * directions, batch, hidden].
+        params: weight_ih [4 * hidden, features], weight_hh [4 * hidden, hidden] and, with has_biases, bias_ih and
+            bias_hh [4 * hidden] of each layer and direction in turn.
+        dropout: probability of zeroing an element between two layers, where train is True.
+        lengths: int64 [batch] on input's device: where each sequence ends, as with packed sequences (which torch.lstm
+            takes in their place): from there on its output is 0 and its states stay as they are.
+
+    Returns:
+        (output [length, batch, directions * hidden] in input's order of dimensions, h_n, c_n as hx).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices do not go together.
+    """
+    options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    return run_layers("lstm", lstm_layer, input, hx, *options, lengths)

@@ -250,8 +250,10 @@ def _backward_through(function):
 
 
 def gradients_through(function, inputs, needs_input_grad, grad_outputs):
-    """The gradients of `function`'s inputs, None where not needed, through PyTorch's differentiable operators; themselves
-    differentiable where gradients are enabled. A grad_output may be None."""
+    """The gradients of `function`'s inputs, None where not needed, through PyTorch's differentiable operators.
+
+    They are differentiable themselves where gradients are enabled. A grad_output may be None.
+    """
     create_graph = torch.is_grad_enabled()
     inputs = list(inputs)
     with torch.enable_grad(), torch._C._DisableAutocast():

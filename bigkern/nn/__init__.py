@@ -6,8 +6,10 @@ from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
+from .recurrent import LSTM
 
 __all__ = [
+    "LSTM",
     "CrossEntropyLoss",
     "LayerNorm",
     "Linear",

@@ -1,5 +1,5 @@
-"""One layer and direction of an LSTM: gates_input is [length, batch, 4 * hidden], weight_hh [4 * hidden, hidden], h0 and
-c0 [batch, hidden], lengths [batch] or None; the gates stand in the order input, forget, cell, output."""
+"""One layer and direction of an LSTM: gates_input is [length, batch, 4 * hidden], weight_hh [4 * hidden, hidden], h0
+and c0 [batch, hidden], lengths [batch] or None; the gates stand in the order input, forget, cell, output."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from .recurrent import active, sigmoid, times
 
 
 def lstm_forward(gates_input, weight_hh, bias_hh, h0, c0, lengths, reverse, save_gates):
-    """(output [length, batch, hidden], h_n, c_n [batch, hidden], gates [length, batch, 4 * hidden], cells as output)."""
+    """(output [length, batch, hidden], h_n and c_n as h0, gates as gates_input, cells as output)."""
     length = gates_input.shape[0]
     h, c = h0, c0
     output, gates, cells = (np.zeros((length, *shape)) for shape in (h0.shape, gates_input.shape[1:], h0.shape))
