@@ -16,12 +16,14 @@ if find_spec("torch"):
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
     from .ops import cross_entropy as _cross_entropy
+    from .ops import gru as _gru
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
     from .ops import lstm as _lstm
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
+    from .ops import rnn as _rnn
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
@@ -34,12 +36,14 @@ if find_spec("torch"):
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
+    gru = accepts_arrays(_gru.gru)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
     lstm = accepts_arrays(_lstm.lstm)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
+    rnn = accepts_arrays(_rnn.rnn)
 else:
 
     def __getattr__(name):
@@ -60,6 +64,7 @@ __all__ = [
     "explain",
     "functional",
     "grad_norm",
+    "gru",
     "int8_linear",
     "layer_norm",
     "linear_act",
@@ -69,6 +74,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rmsprop",
+    "rnn",
     "sgd",
     "use_backend",
 ]

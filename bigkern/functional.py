@@ -3,26 +3,33 @@
 To try them on a model: `import bigkern.functional as F` in place of `import torch.nn.functional as F`.
 """
 
+from functools import partial
+
 from torch.nn._reduction import legacy_get_string
 
 from .ops import cross_entropy as _cross_entropy
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
+from .ops.gru import gru as gru_layer
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.lstm import lstm as lstm_layer
 from .ops.rms_norm import rms_norm
+from .ops.rnn import rnn as rnn_layer
 from .recurrent import run_layers
 
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_with_sum",
     "cross_entropy",
+    "gru",
     "layer_norm",
     "linear",
     "linear_act",
     "lstm",
     "rms_norm",
+    "rnn_relu",
+    "rnn_tanh",
     "scaled_dot_product_attention",
 ]
 
@@ -85,3 +92,41 @@ def lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectiona
     """
     options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
     return run_layers("lstm", lstm_layer, input, hx, *options, lengths)
+
+
+def gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
+    """Layers of a GRU on top of one another, as `torch.gru`; one layer and direction alone is `bigkern.gru`.
+
+    Args:
+        As `lstm`, with weights of 3 * hidden rows, and hx: h0 [num_layers * directions, batch, hidden].
+
+    Returns:
+        (output [length, batch, directions * hidden] in input's order of dimensions, h_n as hx).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices do not go together.
+    """
+    options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    return run_layers("gru", gru_layer, input, [hx], *options, lengths)
+
+
+def rnn_tanh(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
+    """Layers of an RNN on top of one another, as `torch.rnn_tanh`; one layer and direction alone is `bigkern.rnn`.
+
+    Args:
+        As `lstm`, with weights of hidden rows, and hx: h0 [num_layers * directions, batch, hidden].
+
+    Returns:
+        (output [length, batch, directions * hidden] in input's order of dimensions, h_n as hx).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or devices do not go together.
+    """
+    options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    return run_layers("rnn", rnn_layer, input, [hx], *options, lengths)
+
+
+def rnn_relu(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
+    """`rnn_tanh` with max(z, 0) in place of tanh(z), as `torch.rnn_relu`."""
+    options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    return run_layers("rnn", partial(rnn_layer, nonlinearity="relu"), input, [hx], *options, lengths)

@@ -32,6 +32,8 @@ static void define_functions(py::module_& module) {
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
+  module.def("gru_forward", &bigkern::gru_forward, release_gil());
+  module.def("gru_backward", &bigkern::gru_backward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("layer_norm_forward", &bigkern::layer_norm_forward, release_gil());
   module.def("layer_norm_backward", &bigkern::layer_norm_backward, release_gil());
@@ -44,6 +46,8 @@ static void define_functions(py::module_& module) {
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());
   module.def("rms_norm_backward", &bigkern::rms_norm_backward, release_gil());
   module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
+  module.def("rnn_forward", &bigkern::rnn_forward, release_gil());
+  module.def("rnn_backward", &bigkern::rnn_backward, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
 }
 

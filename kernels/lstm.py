@@ -215,7 +215,9 @@ def lstm_backward(
     grad_c0,
 ):
     grad_cell = grad_c_n.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    c0 = c0.to(torch.float32, memory_format=torch.contiguous_format)
+    c0 = c0.to(torch.float32).contiguous()
     inputs = (grad_output, grad_h_n, weight_hh, lengths, reverse)
-    launch_backward(lstm_backward_kernel, *inputs, grad_gates, grad_h0, grad_cell, gates, cells, c0)
+    launch_backward(
+        lstm_backward_kernel, *inputs, grad_gates, grad_h0, grad_cell, gates.contiguous(), cells.contiguous(), c0
+    )
     grad_c0.copy_(grad_cell)

@@ -6,10 +6,12 @@ from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
-from .recurrent import LSTM
+from .recurrent import GRU, LSTM, RNN
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
     "CrossEntropyLoss",
     "LayerNorm",
     "Linear",

@@ -94,3 +94,49 @@ class LSTM(_Recurrent):
 
     def _run(self, input, states, arguments, lengths):
         return F.lstm(input, states, *arguments, lengths=lengths)
+
+
+class GRU(_Recurrent):
+    """torch.nn.GRU computed by `bigkern.functional.gru`.
+
+    Args:
+        As torch.nn.GRU.
+
+    Raises:
+        ValueError: proj_size is given, as in PyTorch.
+    """
+
+    _states = ("hidden",)
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    def _run(self, input, states, arguments, lengths):
+        return F.gru(input, states[0], *arguments, lengths=lengths)
+
+
+class RNN(_Recurrent):
+    """torch.nn.RNN computed by `bigkern.functional.rnn_tanh` or `bigkern.functional.rnn_relu`.
+
+    Args:
+        As torch.nn.RNN.
+
+    Raises:
+        ValueError: the nonlinearity is neither "tanh" nor "relu", or proj_size is given, as in PyTorch.
+    """
+
+    _states = ("hidden",)
+
+    def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
+
+    def _run(self, input, states, arguments, lengths):
+        function = F.rnn_tanh if self.nonlinearity == "tanh" else F.rnn_relu
+        return function(input, states[0], *arguments, lengths=lengths)

@@ -48,6 +48,13 @@ void grad_norm_forward(const TensorList& grads, const Tensor& grad_scale, double
                        const Tensor& total_norm, const Tensor& grad_factor);
 void clip_grads_step(const TensorList& grads, const Tensor& grad_factor);
 
+void gru_forward(const Tensor& gates_input, const Tensor& weight_hh, const Tensor& bias_hh, const Tensor& h0,
+                 const Tensor& lengths, bool reverse, bool save_gates, const Tensor& output, const Tensor& h_n,
+                 const Tensor& gates);
+void gru_backward(const Tensor& grad_output, const Tensor& grad_h_n, const Tensor& gates, const Tensor& output,
+                  const Tensor& weight_hh, const Tensor& h0, const Tensor& lengths, bool reverse,
+                  const Tensor& grad_gates_input, const Tensor& grad_gates_hidden, const Tensor& grad_h0);
+
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
                          const Tensor& pre_activation);
@@ -85,6 +92,13 @@ void rmsprop_step(const TensorList& params, const TensorList& grads, const Tenso
                   const TensorList& grad_avgs, const TensorList& momentum_buffers, const TensorList& state_steps,
                   const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
                   double alpha, double eps, double weight_decay, double momentum, bool maximize, bool zero_grad);
+
+void rnn_forward(const Tensor& gates_input, const Tensor& weight_hh, const Tensor& bias_hh, const Tensor& h0,
+                 const Tensor& lengths, bool reverse, const std::string& nonlinearity, const Tensor& output,
+                 const Tensor& h_n);
+void rnn_backward(const Tensor& grad_output, const Tensor& grad_h_n, const Tensor& output, const Tensor& weight_hh,
+                  const Tensor& lengths, bool reverse, const std::string& nonlinearity, const Tensor& grad_gates,
+                  const Tensor& grad_h0);
 
 void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
               const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,
