@@ -28,5 +28,5 @@ class TestRelu(TestTanh):
 def test_unknown_nonlinearity_is_an_error():
     with pytest.raises(ValueError, match="rnn: unknown nonlinearity 'gelu'; one of tanh, relu"):
         bigkern.rnn(torch.ones(1, 1, 1), torch.ones(1, 1), nonlinearity="gelu")
-    with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'. Select from 'tanh' or 'relu'."):
+    with pytest.raises(ValueError, match=r"Unknown nonlinearity 'gelu'\. Select from 'tanh' or 'relu'\."):
         bigkern.nn.RNN(3, 4, nonlinearity="gelu")

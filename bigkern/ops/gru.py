@@ -5,8 +5,8 @@
 
 As in lstm, the input's product and the gradients of both weights are taken for all times at once, kernels hold the time
 loop, sum in float32 (float64 for float64) and round h to the dtype at each step. The gradient reads r, z, n and s_n,
-which the forward kept. Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder" (2014), with r applied
-after the product, as in cuDNN and PyTorch.
+which the forward kept. Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder" (2014), with r
+applied after the product, as in cuDNN and PyTorch.
 """
 
 import torch

@@ -12,6 +12,7 @@ from .linear_act import LINEAR_ACT
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
+from .recurrent import GRU, LSTM, RNN
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
@@ -22,6 +23,9 @@ CASES = [
     *LAYER_NORM,
     *RMS_NORM,
     *ADD_LAYER_NORM,
+    *LSTM,
+    *GRU,
+    *RNN,
     *QUANTIZE,
     *INT8_LINEAR,
     *OPTIMIZERS,
