@@ -5,6 +5,7 @@ To try them on a model: `import bigkern.functional as F` in place of `import tor
 
 from functools import partial
 
+import torch
 from torch.nn._reduction import legacy_get_string
 
 from .ops import cross_entropy as _cross_entropy
@@ -91,7 +92,7 @@ def lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectiona
         TypeError, ValueError: dtypes, shapes or devices do not go together.
     """
     options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    return run_layers("lstm", lstm_layer, input, hx, *options, lengths)
+    return run_layers("lstm", torch.lstm, lstm_layer, input, hx, *options, lengths)
 
 
 def gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
@@ -107,7 +108,7 @@ def gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional
         TypeError, ValueError: dtypes, shapes or devices do not go together.
     """
     options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    return run_layers("gru", gru_layer, input, [hx], *options, lengths)
+    return run_layers("gru", torch.gru, gru_layer, input, [hx], *options, lengths)
 
 
 def rnn_tanh(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
@@ -123,10 +124,11 @@ def rnn_tanh(input, hx, params, has_biases, num_layers, dropout, train, bidirect
         TypeError, ValueError: dtypes, shapes or devices do not go together.
     """
     options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    return run_layers("rnn", rnn_layer, input, [hx], *options, lengths)
+    return run_layers("rnn", torch.rnn_tanh, rnn_layer, input, [hx], *options, lengths)
 
 
 def rnn_relu(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, *, lengths=None):
     """`rnn_tanh` with max(z, 0) in place of tanh(z), as `torch.rnn_relu`."""
     options = (params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    return run_layers("rnn", partial(rnn_layer, nonlinearity="relu"), input, [hx], *options, lengths)
+    layer = partial(rnn_layer, nonlinearity="relu")
+    return run_layers("rnn", torch.rnn_relu, layer, input, [hx], *options, lengths)

@@ -150,7 +150,8 @@ def gru_backward_kernel(
     hidden_share = tl.load(gates_ptr + saved + 3 * hidden, mask=mask, other=0).to(tl.float32)
     # Beyond its end a sequence's output is 0, and in reverse its state there is the initial one.
     before = start + 1 if REVERSE else start - 1
-    has_before = mask & (before < length) if REVERSE else mask & (before >= 0)
+    befores = before + rows * 0  # [BLOCK_B]
+    has_before = mask & ((befores >= 0) & (befores < length))[:, None]
     if REVERSE:
         has_before = has_before & reaches(lengths_ptr, rows, before, batch)
     state_before = tl.load(states_ptr + before * batch * hidden + places, mask=has_before, other=0).to(tl.float32)
