@@ -49,9 +49,10 @@ def tile_places(batch, hidden, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
 @triton.jit
 def reaches(lengths_ptr, rows, time, batch):
     """[BLOCK_B, 1]: which sequences have not ended at `time`."""
-    if lengths_ptr is None:
-        return (rows < batch)[:, None]
-    return (time < tl.load(lengths_ptr + rows, mask=rows < batch, other=0))[:, None]
+    active = rows < batch
+    if lengths_ptr is not None:
+        active = time < tl.load(lengths_ptr + rows, mask=active, other=0)
+    return active[:, None]
 
 
 @triton.jit

@@ -108,14 +108,20 @@ class RecurrentTests:
             assert_within_policy(mine, right, other, what=f"{what} {options} {name}", magnitude=size)
         return found
 
+    def size_of_slope(self, output):
+        """How many times as large as itself the terms of the activation's slope are, where it is computed from output."""
+        return 1
+
     def sizes_of_sums(self, tensors, expected, lengths=None, reverse=False):
         """{name: sum of the absolute values of the terms}, for gradients whose few terms may cancel."""
         _, weight_hh, _, h0, *_ = tensors
-        grad_gates, output = expected["grad_gates_input"].abs(), expected["output"].abs()
+        output = expected["output"].abs()
+        grad_gates = expected["grad_gates_input"].abs() * self.size_of_slope(output)
         last = torch.full(h0.shape[:1], len(output), device=h0.device) if lengths is None else lengths
         first = grad_gates[last - 1, torch.arange(len(last), device=h0.device)] if reverse else grad_gates[0]
         states = torch.cat([output, h0[None].double().abs()]).flatten(0, 1)
         return {
+            "grad_gates_input": grad_gates,
             "grad_h0": first @ weight_hh.double().abs(),
             "grad_weight_hh": grad_gates.flatten(0, 1).sum(0)[:, None] * states.amax(0),
             "grad_bias_hh": grad_gates.sum((0, 1)),
