@@ -39,6 +39,7 @@ SUITES = (
     "gru",
     "rnn",
     "int8_linear",
+    "weight_only_linear",
     "sgd",
     "adam",
     "rmsprop",

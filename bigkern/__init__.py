@@ -24,11 +24,13 @@ if find_spec("torch"):
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import rnn as _rnn
+    from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
+    from .ops.weight_only_linear import dequantize_weight, quantize_weight
 
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
@@ -44,6 +46,7 @@ if find_spec("torch"):
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
     rnn = accepts_arrays(_rnn.rnn)
+    weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
 else:
 
     def __getattr__(name):
@@ -61,6 +64,7 @@ __all__ = [
     "attention_with_lse",
     "cross_entropy",
     "dequantize",
+    "dequantize_weight",
     "explain",
     "functional",
     "grad_norm",
@@ -72,9 +76,11 @@ __all__ = [
     "nn",
     "optim",
     "quantize",
+    "quantize_weight",
     "rms_norm",
     "rmsprop",
     "rnn",
     "sgd",
     "use_backend",
+    "weight_only_linear",
 ]

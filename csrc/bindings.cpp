@@ -49,6 +49,7 @@ static void define_functions(py::module_& module) {
   module.def("rnn_forward", &bigkern::rnn_forward, release_gil());
   module.def("rnn_backward", &bigkern::rnn_backward, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
+  module.def("weight_only_linear_forward", &bigkern::weight_only_linear_forward, release_gil());
 }
 
 // A module finds its entry by its own name.

@@ -7,6 +7,7 @@ from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
 from .recurrent import GRU, LSTM, RNN
+from .weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "GRU",
@@ -19,6 +20,7 @@ __all__ = [
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",
+    "WeightOnlyLinear",
     "quantize_linears",
     "utils",
 ]

@@ -13,6 +13,7 @@ from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
 from .recurrent import GRU, LSTM, RNN
+from .weight_only_linear import WEIGHT_ONLY_LINEAR
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
@@ -28,6 +29,7 @@ CASES = [
     *RNN,
     *QUANTIZE,
     *INT8_LINEAR,
+    *WEIGHT_ONLY_LINEAR,
     *OPTIMIZERS,
 ]
 OPS = tuple(dict.fromkeys(case.op for case in CASES))
