@@ -27,6 +27,7 @@ if find_spec("torch"):
     from .ops import cross_entropy as _cross_entropy
     from .ops import group_norm as _group_norm
     from .ops import distillation_loss as _distillation_loss
+    from .ops import gru as _gru
     from .ops import int8_linear as _int8_linear
     from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
@@ -37,6 +38,10 @@ if find_spec("torch"):
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import rotary_embedding as _rotary_embedding
+    from .ops import lstm as _lstm
+    from .ops import quantize as _quantize
+    from .ops import rms_norm as _rms_norm
+    from .ops import rnn as _rnn
     from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
@@ -66,6 +71,7 @@ if find_spec("torch"):
     dequantize = accepts_arrays(_quantize.dequantize)
     group_norm = accepts_arrays(_group_norm.group_norm)
     distillation_loss = accepts_arrays(_distillation_loss.distillation_loss)
+    gru = accepts_arrays(_gru.gru)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
@@ -73,8 +79,10 @@ if find_spec("torch"):
     linear_cross_entropy = accepts_arrays(_linear_cross_entropy.linear_cross_entropy)
     mse_loss = accepts_arrays(_mse_loss.mse_loss)
     max_pool2d = accepts_arrays(_max_pool2d.max_pool2d)
+    lstm = accepts_arrays(_lstm.lstm)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
+    rnn = accepts_arrays(_rnn.rnn)
     weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
     rotary_embedding = accepts_arrays(_rotary_embedding.rotary_embedding)
     swiglu = accepts_arrays(_gated_act.swiglu)
@@ -110,6 +118,7 @@ __all__ = [
     "geglu",
     "grad_norm",
     "group_norm",
+    "gru",
     "int8_linear",
     "kl_div",
     "layer_norm",
@@ -117,6 +126,7 @@ __all__ = [
     "linear_cross_entropy",
     "mse_loss",
     "max_pool2d",
+    "lstm",
     "nn",
     "optim",
     "quantize",
@@ -124,6 +134,7 @@ __all__ = [
     "rms_norm",
     "rmsprop",
     "rotary_embedding",
+    "rnn",
     "sgd",
     "swiglu",
     "use_backend",

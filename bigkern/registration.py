@@ -242,27 +242,36 @@ def _backward_through(function):
     """The derivative of `function`, taken by PyTorch through its differentiable operators."""
 
     def backward(ctx, *grad_outputs):
-        create_graph = torch.is_grad_enabled()
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.others]
-        with torch.enable_grad(), torch._C._DisableAutocast():
-            # An alias for each place: the same tensor passed twice gets two gradients, not one doubled.
-            wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-            for i in wanted:
-                inputs[i] = inputs[i].view_as(inputs[i])
-            outputs = function(*inputs)
-            pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad and g is not None]
-            grads = [None] * len(inputs)
-            if pairs:
-                outputs, grad_outputs = zip(*pairs, strict=True)
-                found = torch.autograd.grad(
-                    outputs, [inputs[i] for i in wanted], grad_outputs, allow_unused=True, create_graph=create_graph
-                )
-                for i, grad in zip(wanted, found, strict=True):
-                    grads[i] = grad
-        return tuple(grads)
+        return gradients_through(function, inputs, ctx.needs_input_grad, grad_outputs)
 
     return backward
+
+
+def gradients_through(function, inputs, needs_input_grad, grad_outputs):
+    """The gradients of `function`'s inputs, None where not needed, through PyTorch's differentiable operators.
+
+    They are differentiable themselves where gradients are enabled. A grad_output may be None.
+    """
+    create_graph = torch.is_grad_enabled()
+    inputs = list(inputs)
+    with torch.enable_grad(), torch._C._DisableAutocast():
+        # An alias for each place: the same tensor passed twice gets two gradients, not one doubled.
+        wanted = [i for i, needed in enumerate(needs_input_grad) if needed]
+        for i in wanted:
+            inputs[i] = inputs[i].view_as(inputs[i])
+        outputs = function(*inputs)
+        pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad and g is not None]
+        grads = [None] * len(inputs)
+        if pairs:
+            outputs, grad_outputs = zip(*pairs, strict=True)
+            found = torch.autograd.grad(
+                outputs, [inputs[i] for i in wanted], grad_outputs, allow_unused=True, create_graph=create_graph
+            )
+            for i, grad in zip(wanted, found, strict=True):
+                grads[i] = grad
+    return tuple(grads)
 
 
 def _autocast_kernel(op, rule, device, key):

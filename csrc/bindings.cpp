@@ -54,6 +54,8 @@ static void define_functions(py::module_& module) {
   module.def("clip_grads_step", &bigkern::clip_grads_step, release_gil());
   module.def("group_norm_forward", &bigkern::group_norm_forward, release_gil());
   module.def("group_norm_backward", &bigkern::group_norm_backward, release_gil());
+  module.def("gru_forward", &bigkern::gru_forward, release_gil());
+  module.def("gru_backward", &bigkern::gru_backward, release_gil());
   module.def("int8_linear_forward", &bigkern::int8_linear_forward, release_gil());
   module.def("kl_div_forward", &bigkern::kl_div_forward, release_gil());
   module.def("kl_div_backward", &bigkern::kl_div_backward, release_gil());
@@ -67,6 +69,8 @@ static void define_functions(py::module_& module) {
   module.def("mse_loss_backward", &bigkern::mse_loss_backward, release_gil());
   module.def("max_pool2d_forward", &bigkern::max_pool2d_forward, release_gil());
   module.def("max_pool2d_backward", &bigkern::max_pool2d_backward, release_gil());
+  module.def("lstm_forward", &bigkern::lstm_forward, release_gil());
+  module.def("lstm_backward", &bigkern::lstm_backward, release_gil());
   module.def("quantize_forward", &bigkern::quantize_forward, release_gil());
   module.def("dequantize_forward", &bigkern::dequantize_forward, release_gil());
   module.def("rms_norm_forward", &bigkern::rms_norm_forward, release_gil());
@@ -74,6 +78,8 @@ static void define_functions(py::module_& module) {
   module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
   module.def("rotary_embedding_forward", &bigkern::rotary_embedding_forward, release_gil());
   module.def("rotary_embedding_backward", &bigkern::rotary_embedding_backward, release_gil());
+  module.def("rnn_forward", &bigkern::rnn_forward, release_gil());
+  module.def("rnn_backward", &bigkern::rnn_backward, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
   module.def("weight_only_linear_forward", &bigkern::weight_only_linear_forward, release_gil());
 }

@@ -12,6 +12,7 @@ OPS = (
     *("attention", "attention_with_lse", "cross_entropy", "dequantize"),
     *("int8_linear", "linear_act", "quantize"),
     *("layer_norm", "rms_norm", "add_layer_norm", "add_layer_norm_with_sum"),
+    *("gru", "lstm", "rnn"),
 )
 # They work on lists of tensors, in place.
 OF_LISTS = ("adagrad", "adam", "grad_norm", "rmsprop", "sgd")
@@ -51,6 +52,9 @@ def calls():
         "rms_norm": ((floats(4, 9), (9,)), {"weight": floats(9)}),
         "add_layer_norm": ((floats(4, 9), floats(4, 9), (9,)), {"weight": floats(9)}),
         "add_layer_norm_with_sum": ((floats(4, 9), floats(4, 9), (9,)), {"bias": floats(9)}),
+        "gru": ((floats(4, 2, 15), floats(15, 5)), {"bias_hh": floats(15), "lengths": np.array([4, 2])}),
+        "lstm": ((floats(4, 2, 20), floats(20, 5)), {"bias_hh": floats(20), "c0": floats(2, 5)}),
+        "rnn": ((floats(4, 2, 5), floats(5, 5)), {"h0": floats(2, 5), "nonlinearity": "relu"}),
     }
 
 

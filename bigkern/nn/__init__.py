@@ -12,10 +12,14 @@ from .loss import CrossEntropyLoss
 from .norm import GroupNorm, LayerNorm, RMSNorm
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .quantized_linear import QuantizedLinear, quantize_linears
+from .recurrent import GRU, LSTM, RNN
 from .weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "BCEWithLogitsLoss",
+    "GRU",
+    "LSTM",
+    "RNN",
     "CrossEntropyLoss",
     "Embedding",
     "EmbeddingBag",

@@ -17,6 +17,7 @@ from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
 from .rotary_embedding import ROTARY_EMBEDDING
+from .recurrent import GRU, LSTM, RNN
 from .weight_only_linear import WEIGHT_ONLY_LINEAR
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
@@ -39,6 +40,9 @@ CASES = [
     *MAX_POOL2D,
     *AVG_POOL2D,
     *ADAPTIVE_AVG_POOL2D,
+    *LSTM,
+    *GRU,
+    *RNN,
     *QUANTIZE,
     *INT8_LINEAR,
     *WEIGHT_ONLY_LINEAR,

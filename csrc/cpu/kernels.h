@@ -117,6 +117,12 @@ void group_norm_backward(const Tensor& grad_output, const Tensor& input, const T
                          const Tensor& mean, const Tensor& rstd, int64_t num_groups, bool needs_input_grad,
                          bool needs_weight_grad, bool needs_bias_grad, const Tensor& grad_input,
                          const Tensor& grad_weight, const Tensor& grad_bias);
+void gru_forward(const Tensor& gates_input, const Tensor& weight_hh, const Tensor& bias_hh, const Tensor& h0,
+                 const Tensor& lengths, bool reverse, bool save_gates, const Tensor& output, const Tensor& h_n,
+                 const Tensor& gates);
+void gru_backward(const Tensor& grad_output, const Tensor& grad_h_n, const Tensor& gates, const Tensor& output,
+                  const Tensor& weight_hh, const Tensor& h0, const Tensor& lengths, bool reverse,
+                  const Tensor& grad_gates_input, const Tensor& grad_gates_hidden, const Tensor& grad_h0);
 
 void int8_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale, const Tensor& bias,
                          const std::string& activation, bool save_pre_activation, const Tensor& output,
@@ -163,6 +169,12 @@ void max_pool2d_forward(const Tensor& input, int64_t kernel_h, int64_t kernel_w,
 void max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, int64_t height, int64_t width,
                          int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                          int64_t pad_w, int64_t dilation_h, int64_t dilation_w, const Tensor& grad_input);
+void lstm_forward(const Tensor& gates_input, const Tensor& weight_hh, const Tensor& bias_hh, const Tensor& h0,
+                  const Tensor& c0, const Tensor& lengths, bool reverse, bool save_gates, const Tensor& output,
+                  const Tensor& h_n, const Tensor& c_n, const Tensor& gates, const Tensor& cells);
+void lstm_backward(const Tensor& grad_output, const Tensor& grad_h_n, const Tensor& grad_c_n, const Tensor& gates,
+                   const Tensor& cells, const Tensor& weight_hh, const Tensor& c0, const Tensor& lengths, bool reverse,
+                   const Tensor& grad_gates, const Tensor& grad_h0, const Tensor& grad_c0);
 
 void quantize_forward(const Tensor& input, bool symmetric, const Tensor& qinput, const Tensor& scale,
                       const Tensor& zero_point);
@@ -181,6 +193,12 @@ void rotary_embedding_forward(const Tensor& input, const Tensor& cos, const Tens
                               int64_t offset, bool interleaved, const Tensor& output);
 void rotary_embedding_backward(const Tensor& grad_output, const Tensor& cos, const Tensor& sin,
                                const Tensor& position_ids, int64_t offset, bool interleaved, const Tensor& grad_input);
+void rnn_forward(const Tensor& gates_input, const Tensor& weight_hh, const Tensor& bias_hh, const Tensor& h0,
+                 const Tensor& lengths, bool reverse, const std::string& nonlinearity, const Tensor& output,
+                 const Tensor& h_n);
+void rnn_backward(const Tensor& grad_output, const Tensor& grad_h_n, const Tensor& output, const Tensor& weight_hh,
+                  const Tensor& lengths, bool reverse, const std::string& nonlinearity, const Tensor& grad_gates,
+                  const Tensor& grad_h0);
 
 void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
               const TensorList& master_params, const Tensor& grad_factor, const Tensor& found_inf, double lr,

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+import bigkern
+from bigkern.ops.gru import gru_forward
+from tests.recurrent_tests import RecurrentTests
+
+
+class TestGru(RecurrentTests):
+    name, module, num_gates = "gru", "GRU", 3
+
+    def kernel_arguments(self, tensors, lengths):
+        return [*tensors, lengths, False, True]
+
+    def backward_arguments(self, grads, tensors, outputs, lengths):
+        _, weight_hh, _, h0 = tensors
+        return *grads, outputs[2], outputs[0], weight_hh, h0, lengths, False
+
+    def test_a_forward_that_kept_nothing_is_repeated(self):
+        tensors, _ = self.draw(torch.empty(0), 3, 2, 4)
+        grads = []
+        for save_gates in (True, False):
+            leaves = [t.detach().requires_grad_() for t in tensors]
+            output = gru_forward(*leaves, None, False, save_gates)[0]
+            grads.append(torch.autograd.grad(output.sum(), leaves))
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_projection_is_refused():
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+        bigkern.nn.GRU(3, 4, proj_size=2)
