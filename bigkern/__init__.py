@@ -16,32 +16,29 @@ if find_spec("torch"):
     from .ops import adaptive_avg_pool2d as _adaptive_avg_pool2d
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import avg_pool2d as _avg_pool2d
+    from .ops import batch_norm_act as _batch_norm_act
     from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
     from .ops import cross_entropy as _cross_entropy
+    from .ops import distillation_loss as _distillation_loss
     from .ops import embedding as _embedding
     from .ops import embedding_bag as _embedding_bag
     from .ops import embedding_layer_norm as _embedding_layer_norm
     from .ops import gated_act as _gated_act
-    from .ops import avg_pool2d as _avg_pool2d
-    from .ops import batch_norm_act as _batch_norm_act
-    from .ops import cross_entropy as _cross_entropy
     from .ops import group_norm as _group_norm
-    from .ops import distillation_loss as _distillation_loss
     from .ops import gru as _gru
     from .ops import int8_linear as _int8_linear
     from .ops import kl_div as _kl_div
     from .ops import layer_norm as _layer_norm
     from .ops import linear_act as _linear_act
     from .ops import linear_cross_entropy as _linear_cross_entropy
-    from .ops import mse_loss as _mse_loss
-    from .ops import max_pool2d as _max_pool2d
-    from .ops import quantize as _quantize
-    from .ops import rms_norm as _rms_norm
-    from .ops import rotary_embedding as _rotary_embedding
     from .ops import lstm as _lstm
+    from .ops import max_pool2d as _max_pool2d
+    from .ops import mse_loss as _mse_loss
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
     from .ops import rnn as _rnn
+    from .ops import rotary_embedding as _rotary_embedding
     from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
@@ -102,16 +99,16 @@ __all__ = [
     "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
-    "binary_cross_entropy_with_logits",
     "avg_pool2d",
     "batch_norm_act",
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dequantize",
     "dequantize_weight",
+    "distillation_loss",
     "embedding",
     "embedding_bag",
     "embedding_layer_norm",
-    "distillation_loss",
     "explain",
     "functional",
     "gated_act",
@@ -124,17 +121,17 @@ __all__ = [
     "layer_norm",
     "linear_act",
     "linear_cross_entropy",
-    "mse_loss",
-    "max_pool2d",
     "lstm",
+    "max_pool2d",
+    "mse_loss",
     "nn",
     "optim",
     "quantize",
     "quantize_weight",
     "rms_norm",
     "rmsprop",
-    "rotary_embedding",
     "rnn",
+    "rotary_embedding",
     "sgd",
     "swiglu",
     "use_backend",

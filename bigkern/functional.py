@@ -12,72 +12,57 @@ from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy
 from .ops import cross_entropy as _cross_entropy
 from .ops import kl_div as _kl_div
 from .ops import mse_loss as _mse_loss
-from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
-from .ops.attention import attention as scaled_dot_product_attention
-from .ops.embedding import embedding
-from .ops.embedding_bag import embedding_bag
-from .ops.embedding_layer_norm import embedding_layer_norm
-from .ops.gated_act import gated_act, geglu, swiglu
-from .ops.distillation_loss import distillation_loss
-from .ops.layer_norm import layer_norm
-from .ops.linear_act import apply_linear, linear_act
-from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.avg_pool2d import avg_pool2d
 from .ops.batch_norm_act import batch_norm_act
+from .ops.distillation_loss import distillation_loss
+from .ops.embedding import embedding
+from .ops.embedding_bag import embedding_bag
+from .ops.embedding_layer_norm import embedding_layer_norm
+from .ops.gated_act import gated_act, geglu, swiglu
 from .ops.group_norm import group_norm
-from .ops.layer_norm import layer_norm
-from .ops.linear_act import apply_linear, linear_act
-from .ops.max_pool2d import max_pool2d
-from .ops.rms_norm import rms_norm
-from .ops.rotary_embedding import rotary_embedding
 from .ops.gru import gru as gru_layer
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
+from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.lstm import lstm as lstm_layer
+from .ops.max_pool2d import max_pool2d
 from .ops.rms_norm import rms_norm
 from .ops.rnn import rnn as rnn_layer
+from .ops.rotary_embedding import rotary_embedding
 from .recurrent import run_layers
 
 __all__ = [
     "adaptive_avg_pool2d",
     "add_layer_norm",
     "add_layer_norm_with_sum",
+    "avg_pool2d",
+    "batch_norm",
+    "batch_norm_act",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "distillation_loss",
     "embedding",
     "embedding_bag",
     "embedding_layer_norm",
     "gated_act",
     "geglu",
-    "distillation_loss",
+    "group_norm",
+    "gru",
     "kl_div",
     "layer_norm",
     "linear",
     "linear_act",
     "linear_cross_entropy",
-    "mse_loss",
-    "avg_pool2d",
-    "batch_norm",
-    "batch_norm_act",
-    "cross_entropy",
-    "group_norm",
-    "layer_norm",
-    "linear",
-    "linear_act",
-    "max_pool2d",
-    "rms_norm",
-    "rotary_embedding",
-    "gru",
-    "layer_norm",
-    "linear",
-    "linear_act",
     "lstm",
+    "max_pool2d",
+    "mse_loss",
     "rms_norm",
     "rnn_relu",
     "rnn_tanh",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "swiglu",
 ]

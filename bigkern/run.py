@@ -20,17 +20,17 @@ COMPARED_STEPS = 30
 WARM_UP_STEPS = 5
 
 
-def make_optimizer(name, module, parameters, learning_rate, weight_decay, momentum=0.9):
-    """An optimizer of torch.optim or bigkern.optim; `name` as on the command line.
+def make_optimizer(task: Task, module, parameters, settings):
+    """The task's optimizer, of torch.optim or bigkern.optim.
 
-    PyTorch's is the fused one: the fastest that its user could have.
+    PyTorch's is the fused one where there is one: the fastest that its user could have.
     """
-    options = {"lr": learning_rate, "weight_decay": weight_decay}
-    if name == "sgd":
-        options["momentum"] = momentum
-    if module is torch.optim and name in ("adam", "adamw", "sgd", "adagrad"):
+    options = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
+    if task.optimizer == "sgd":
+        options["momentum"] = task.momentum
+    if module is torch.optim and task.optimizer != "rmsprop":
         options["fused"] = True
-    return getattr(module, OPTIMIZERS[name])(parameters, **options)
+    return getattr(module, OPTIMIZERS[task.optimizer])(parameters, **options)
 
 
 def make_trainer(task: Task, settings: dict, path: Path | None) -> Trainer:
@@ -38,9 +38,7 @@ def make_trainer(task: Task, settings: dict, path: Path | None) -> Trainer:
     torch.manual_seed(settings["seed"])
     device = torch.device(settings["device"])
     model = task.build(Ours).to(device)
-    optimizer = make_optimizer(
-        task.optimizer, optim, model.parameters(), settings["learning_rate"], settings["weight_decay"]
-    )
+    optimizer = make_optimizer(task, optim, model.parameters(), settings)
     batches = -(-len(task.train) // settings["batch_size"])
     total_steps = settings["epochs"] * -(-batches // settings["accumulate"])
     scheduler = SCHEDULES[settings["schedule"]](optimizer, settings["warmup_steps"], total_steps)
@@ -141,9 +139,7 @@ def time_steps(task: Task, settings: dict, steps: int = COMPARED_STEPS) -> dict[
     for name in ("eager", "compile"):
         model = task.build(Plain).to(device)
         model.load_state_dict(ours.model.state_dict())
-        optimizer = make_optimizer(
-            task.optimizer, torch.optim, model.parameters(), settings["learning_rate"], settings["weight_decay"]
-        )
+        optimizer = make_optimizer(task, torch.optim, model.parameters(), settings)
         if name == "compile":
             model.forward = torch.compile(model.forward, dynamic=False)
         contestants[name] = Trainer(

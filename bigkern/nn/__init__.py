@@ -2,13 +2,10 @@
 
 from . import loss, utils
 from .attention import MultiheadAttention
+from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
 from .embedding import Embedding, EmbeddingBag
 from .linear import Linear, LinearAct
 from .loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, MSELoss
-from .norm import LayerNorm, RMSNorm
-from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
-from .linear import Linear, LinearAct
-from .loss import CrossEntropyLoss
 from .norm import GroupNorm, LayerNorm, RMSNorm
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .quantized_linear import QuantizedLinear, quantize_linears
@@ -16,29 +13,25 @@ from .recurrent import GRU, LSTM, RNN
 from .weight_only_linear import WeightOnlyLinear
 
 __all__ = [
-    "BCEWithLogitsLoss",
     "GRU",
     "LSTM",
     "RNN",
-    "CrossEntropyLoss",
-    "Embedding",
-    "EmbeddingBag",
-    "KLDivLoss",
-    "LayerNorm",
-    "Linear",
-    "LinearAct",
-    "MSELoss",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormAct2d",
     "CrossEntropyLoss",
+    "Embedding",
+    "EmbeddingBag",
     "GroupNorm",
+    "KLDivLoss",
     "LayerNorm",
     "Linear",
     "LinearAct",
+    "MSELoss",
     "MaxPool2d",
     "MultiheadAttention",
     "QuantizedLinear",

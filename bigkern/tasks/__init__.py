@@ -10,6 +10,7 @@ import torch
 
 # name -> what `bigkern train --help` says of it. The order is that of the help.
 TASKS = {
+    "binary_classifier": "Yes or no from the columns of a table: breast cancer, or a CSV of yours.",
     "vit": "A vision transformer on scikit-learn's handwritten digits.",
     "gpt": "Pre-train a language model on Python's own documentation, or on a text of yours, and let it write.",
     "recommender": "Ratings by matrix factorisation, or clicks by a network; a MovieLens file of yours.",
@@ -28,7 +29,7 @@ class Task:
         loss: of (model, batch): a tensor of one element, a mean over the batch.
         evaluate: of (model, data): metrics by name; called in eval mode without gradients.
         metric, maximize: the one that says which epoch was best.
-        epochs, batch_size, learning_rate, weight_decay, optimizer, schedule, warmup_steps, max_grad_norm: defaults.
+        epochs and all below: defaults of the command line.
         items: what the command says of its data, "1,257 images to train on, ...".
         afterwards: called with (model, folder, console) after training: files and samples to look at.
     """
@@ -48,6 +49,7 @@ class Task:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     optimizer: str = "adam"
+    momentum: float = 0.9  # of sgd
     schedule: str = "constant"
     warmup_steps: int = 0
     max_grad_norm: float | None = None

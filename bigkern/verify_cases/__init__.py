@@ -16,8 +16,8 @@ from .losses import LOSSES
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
-from .rotary_embedding import ROTARY_EMBEDDING
 from .recurrent import GRU, LSTM, RNN
+from .rotary_embedding import ROTARY_EMBEDDING
 from .weight_only_linear import WEIGHT_ONLY_LINEAR
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
