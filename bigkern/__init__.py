@@ -15,6 +15,8 @@ if find_spec("torch"):
     from .dispatch import explain, use_backend
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import conv2d as _conv2d
+    from .ops import conv_transpose2d as _conv_transpose2d
     from .ops import cross_entropy as _cross_entropy
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
@@ -31,6 +33,9 @@ if find_spec("torch"):
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    conv2d = accepts_arrays(_conv2d.conv2d)
+    conv2d_act = accepts_arrays(_conv2d.conv2d_act)
+    conv_transpose2d = accepts_arrays(_conv_transpose2d.conv_transpose2d)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
@@ -53,6 +58,9 @@ __all__ = [
     "add_layer_norm_with_sum",
     "attention",
     "attention_with_lse",
+    "conv2d",
+    "conv2d_act",
+    "conv_transpose2d",
     "cross_entropy",
     "dequantize",
     "explain",

@@ -8,6 +8,8 @@ from torch.nn._reduction import legacy_get_string
 from .ops import cross_entropy as _cross_entropy
 from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
+from .ops.conv2d import conv2d, conv2d_act
+from .ops.conv_transpose2d import conv_transpose2d
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.rms_norm import rms_norm
@@ -15,6 +17,9 @@ from .ops.rms_norm import rms_norm
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_with_sum",
+    "conv2d",
+    "conv2d_act",
+    "conv_transpose2d",
     "cross_entropy",
     "layer_norm",
     "linear",

@@ -28,6 +28,10 @@ static void define_functions(py::module_& module) {
 
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("conv2d_forward", &bigkern::conv2d_forward, release_gil());
+  module.def("conv2d_backward", &bigkern::conv2d_backward, release_gil());
+  module.def("conv_transpose2d_forward", &bigkern::conv_transpose2d_forward, release_gil());
+  module.def("conv_transpose2d_backward", &bigkern::conv_transpose2d_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());
