@@ -1,4 +1,4 @@
-"""What conv2d and conv_transpose2d share: their arguments checked, sizes, memory formats, and where PyTorch is faster."""
+"""What conv2d and conv_transpose2d share: checks, sizes, memory formats, and where PyTorch is faster."""
 
 import torch
 

@@ -59,8 +59,8 @@ def fuse_conv_bn(conv, bn, activation="none"):
     """Convolution, batch norm at inference and activation as one module, which makes one call.
 
     The running statistics are a scale and a shift of each channel, and so can be folded into weight and bias:
-    weight * s and (bias - running_mean) * s + bn.bias, with s = bn.weight / sqrt(running_var + eps). Computed in float64
-    and rounded once. Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    weight * s and (bias - running_mean) * s + bn.bias, with s = bn.weight / sqrt(running_var + eps). This is computed
+    in float64 and rounded once. Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference" (2018), section 3.2.
 
     Args:

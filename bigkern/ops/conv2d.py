@@ -1,15 +1,15 @@
 """conv2d: the convolution of images, act(conv2d(input, weight) + bias), as a product that never stores its operand.
 
-With the kernel's taps (i, j) side by side, a convolution is a product: weights [out_channels, channels * taps] times the
-values of the image that each output pixel meets. The kernels gather a tile of the latter at a time (implicit GEMM); the
-whole of it would be taps times as large as the image. In the gradients,
+With the kernel's taps (i, j) side by side, a convolution is a product: weights [out_channels, channels * taps] times
+the values of the image that each output pixel meets. The kernels gather a tile of the latter at a time (implicit GEMM);
+the whole of it would be taps times as large as the image. In the gradients,
 
     grad_input     is the same product over grad_output: for a stride s, s * s products that share no tap
     grad_weight    is a product over all pixels, in a fixed order
     grad_bias      is the sum over pixels
 
-One channel to a group (depthwise) has no product in it, and takes kernels of its own. `conv_transpose2d` is grad_input's
-product as a forward. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning" (2014), section 3.1.
+One channel to a group (depthwise) has no product in it, and takes kernels of its own. `conv_transpose2d` is the product
+of grad_input as a forward. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning" (2014), section 3.1.
 """
 
 import torch

@@ -35,16 +35,16 @@ def conv2d_forward(
 ):
     """output [N, O, output height, output width]."""
     N, C, H, W = input.shape
-    O, _, *kernel = weight.shape
+    out_channels, _, *kernel = weight.shape
     size = (
         output_size(H, kernel[0], stride_h, padding_h, dilation_h),
         output_size(W, kernel[1], stride_w, padding_w, dilation_w),
     )
     padded = pad(input, padding_h, padding_w)
-    output = np.zeros((N, O, *size), input.dtype)
+    output = np.zeros((N, out_channels, *size), input.dtype)
     for i, j, place in taps(kernel, size, stride_h, stride_w, dilation_h, dilation_w):
         met = padded[place]
-        for ours, theirs in zip(parts(O, groups), parts(C, groups), strict=True):
+        for ours, theirs in zip(parts(out_channels, groups), parts(C, groups), strict=True):
             output[:, ours] += np.einsum("nchw,oc->nohw", met[:, theirs], weight[ours, :, i, j], optimize=True)
     if bias is not None:
         output = output + bias[:, None, None]
@@ -67,14 +67,14 @@ def conv2d_backward(
     needs_weight_grad,
     needs_bias_grad,
 ):
-    """(grad_input, grad_weight, grad_bias) of the convolution without its activation; [0] where one is not asked for."""
+    """(grad_input, grad_weight, grad_bias), without the activation; [0] where one is not asked for."""
     H, W = input.shape[2:]
-    O, _, *kernel = weight.shape
+    out_channels, _, *kernel = weight.shape
     size = grad_output.shape[2:]
     padded = pad(input, padding_h, padding_w)
     grad_padded, grad_weight = np.zeros_like(padded), np.zeros_like(weight)
     for i, j, place in taps(kernel, size, stride_h, stride_w, dilation_h, dilation_w):
-        for ours, theirs in zip(parts(O, groups), parts(input.shape[1], groups), strict=True):
+        for ours, theirs in zip(parts(out_channels, groups), parts(input.shape[1], groups), strict=True):
             grad, met = grad_output[:, ours], padded[place][:, theirs]
             grad_padded[place][:, theirs] += np.einsum("nohw,oc->nchw", grad, weight[ours, :, i, j], optimize=True)
             grad_weight[ours, :, i, j] = np.einsum("nohw,nchw->oc", grad, met, optimize=True)

@@ -30,13 +30,13 @@ def conv_transpose2d_forward(
 ):
     """output [N, O, output height, output width]."""
     N, C, H, W = input.shape
-    _, O, *kernel = weight.shape
-    O *= groups
+    _, out_channels, *kernel = weight.shape
+    out_channels *= groups
     height = transposed_size(H, kernel[0], stride_h, padding_h, output_padding_h, dilation_h)
     width = transposed_size(W, kernel[1], stride_w, padding_w, output_padding_w, dilation_w)
-    padded = np.zeros((N, O, height + 2 * padding_h, width + 2 * padding_w), input.dtype)
+    padded = np.zeros((N, out_channels, height + 2 * padding_h, width + 2 * padding_w), input.dtype)
     for i, j, place in taps(kernel, (H, W), stride_h, stride_w, dilation_h, dilation_w):
-        for ours, theirs in zip(parts(O, groups), parts(C, groups), strict=True):
+        for ours, theirs in zip(parts(out_channels, groups), parts(C, groups), strict=True):
             padded[place][:, ours] += np.einsum(
                 "nchw,co->nohw", input[:, theirs], weight[theirs, :, i, j], optimize=True
             )

@@ -148,21 +148,26 @@ int64_t parts_of(int64_t gradient_size, int64_t pixels) {
   return gradient_size > kSmall ? 1 : std::min(std::max<int64_t>(pixels / kPixels, 1), kMost);
 }
 
-// sums[rows][channels * taps], in the order in which the image is gathered, summed over the parts and written.
+// sums[parts][rows][channels * taps], in the order in which the image is gathered, added up and written.
 template <class T>
 void store_gradient(const std::vector<acc_t<T>>& sums, int64_t parts, const Axes& axes, bool channels_last,
                     int64_t first_row, int64_t rows, const Tensor& gradient) {
-  const int64_t channels = gradient.sizes[1], taps = axes.taps(), size = rows * channels * taps;
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t channel = 0; channel < channels; ++channel)
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t k = channels_last ? tap * channels + channel : channel * taps + tap;
-        acc_t<T> total = 0;
-        for (int64_t part = 0; part < parts; ++part) total += sums[part * size + row * channels * taps + k];
-        gradient.as<T>()[(first_row + row) * gradient.strides[0] + channel * gradient.strides[1] +
-                         tap / axes.w.taps * gradient.strides[2] + tap % axes.w.taps * gradient.strides[3]] =
-            from_acc<T>(total);
-      }
+  const int64_t channels = gradient.sizes[1], taps = axes.taps(), k = channels * taps;
+  const int64_t tap_stride = channels_last ? channels : 1, channel_stride = channels_last ? 1 : taps;
+  parallel_for(rows, std::max<int64_t>(1, 4096 / k), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t i = 0; i < axes.h.taps; ++i)
+        for (int64_t j = 0; j < axes.w.taps; ++j) {
+          const acc_t<T>* from = sums.data() + row * k + (i * axes.w.taps + j) * tap_stride;
+          T* to = gradient.as<T>() + (first_row + row) * gradient.strides[0] + i * gradient.strides[2] +
+                  j * gradient.strides[3];
+          for (int64_t channel = 0; channel < channels; ++channel) {
+            acc_t<T> total = from[channel * channel_stride];
+            for (int64_t part = 1; part < parts; ++part) total += from[part * rows * k + channel * channel_stride];
+            to[channel * gradient.strides[1]] = from_acc<T>(total);
+          }
+        }
+  });
 }
 
 template <class T>

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "conv_axis.h"
@@ -70,22 +71,28 @@ void depthwise_rows(const Image<const T>& source, const Image<T>& result, int64_
   constexpr int kLanes = lanes<A>;
   const double work = double(axes.w.positions) * double(axes.taps() * channels);
   parallel_for(batch * axes.h.positions, int64_t(kWorkPerThread / (4 * work + 1)) + 1, [&](int64_t begin, int64_t end) {
+    std::vector<std::pair<const T*, const A*>> met(static_cast<size_t>(axes.taps()));  // pixel and weights of a tap
     Lease<DepthwiseRowWorkspace> lease((channels + kLanes) * sizeof(A));
     A* sums = lease.template as<A>();
     for (int64_t line = begin; line < end; ++line) {
       const int64_t n = line / axes.h.positions, y = line % axes.h.positions;
       T* to = result.data + n * result.batch_stride + (axes.h.first + y * axes.h.spread) * result.row_stride;
       for (int64_t x = 0; x < axes.w.positions; ++x) {
-        std::fill(sums, sums + channels, A(0));
-        for_each_tap_inside(source, axes, n, y, x, [&](int64_t tap, const T* from) {
-          const A* scale = taps + tap * channels;
-          int64_t c = 0;
-          for (; c + kLanes <= channels; c += kLanes)
-            store(sums + c, load(sums + c) + load(from + c) * load(scale + c));
-          if (const int64_t rest = channels - c)
-            store(sums + c,
-                  load_partial(sums + c, rest) + load_partial(from + c, rest) * load_partial(scale + c, rest));
-        });
+        size_t count = 0;
+        for_each_tap_inside(source, axes, n, y, x,
+                            [&](int64_t tap, const T* from) { met[count++] = {from, taps + tap * channels}; });
+        int64_t c = 0;
+        for (; c + kLanes <= channels; c += kLanes) {
+          vec<A> sum = {};
+          for (size_t i = 0; i < count; ++i) sum += load(met[i].first + c) * load(met[i].second + c);
+          store(sums + c, sum);
+        }
+        if (const int64_t rest = channels - c) {
+          vec<A> sum = {};
+          for (size_t i = 0; i < count; ++i)
+            sum += load_partial(met[i].first + c, rest) * load_partial(met[i].second + c, rest);
+          store_partial(sums + c, sum, rest);
+        }
         store_run(to + (axes.w.first + x * axes.w.spread) * result.col_stride, 1, sums, channels, bias, false, relu);
       }
     }

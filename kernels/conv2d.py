@@ -1,0 +1,686 @@
+"""conv2d and its gradients: implicit products, whose image side is gathered tile by tile, never stored.
+
+A row of the product is a pixel of the result, a column one of its channels; the depth counts the taps and, for each of
+them, the channels of the source. Every tensor comes with its strides, so that memory formats need no kernels of their
+own. What conv_transpose2d launches is here, too.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import (
+    COMPILE_OPTIONS,
+    INTERPRET,
+    apply_activation,
+    arch_of,
+    block_size_for_row,
+    num_multiprocessors,
+    num_warps_for,
+    on_device_of,
+)
+from .conv_axis import forward_axis, gradient_axes
+from .linear_act import GROUP_M, MatmulTile, matmul_tile_for, tile_of_program
+
+PIXELS_PER_SUM = 1024  # that one program of a gradient's sum adds up; fixed, so that sums are reproducible
+MOST_SPLITS = 64
+
+
+@triton.jit
+def split_pixel(pixel, height, width):
+    """(image, row, column) of a pixel that is counted through all images."""
+    row = pixel // width
+    return row // height, row % height, pixel % width
+
+
+@triton.jit
+def gather_offsets(
+    y,
+    x,
+    channel,
+    tap_h,
+    tap_w,
+    source_height,
+    source_width,
+    step_h,
+    step_w,
+    offset_h,
+    offset_w,
+    tap_offset_h,
+    tap_offset_w,
+    channel_stride,
+    row_stride,
+    col_stride,
+):
+    """(offsets into an image, whether they lie inside) of what pixel (y, x) and a tap meet; int64, shapes broadcast."""
+    row = y * step_h + offset_h + tap_h * tap_offset_h
+    col = x * step_w + offset_w + tap_w * tap_offset_w
+    inside = (row >= 0) & (row < source_height) & (col >= 0) & (col < source_width)
+    return channel * channel_stride + row * row_stride + col * col_stride, inside
+
+
+@triton.jit
+def conv2d_kernel(
+    source_ptr,
+    weight_ptr,
+    bias_ptr,
+    result_ptr,
+    batch,
+    source_channels,
+    result_channels,
+    source_height,
+    source_width,
+    height,
+    width,
+    taps,
+    taps_w,
+    step_h,
+    step_w,
+    offset_h,
+    offset_w,
+    tap_offset_h,
+    tap_offset_w,
+    source_batch_stride,
+    source_channel_stride,
+    source_row_stride,
+    source_col_stride,
+    weight_group_stride,
+    weight_result_stride,
+    weight_source_stride,
+    weight_row_stride,
+    weight_col_stride,
+    bias_stride,
+    result_batch_stride,
+    result_channel_stride,
+    result_row_stride,
+    result_col_stride,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    TAP_PER_BLOCK: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """result = act(source * weight + bias) for the pixels of one axis pair; program (i, g) has tile i of group g.
+
+    TAP_PER_BLOCK: the channels are a multiple of BLOCK_K, so a block stays within one tap and reads run on.
+    """
+    M = batch * height * width
+    tile_m, tile_n = tile_of_program(M, result_channels, BLOCK_M, BLOCK_N, GROUP_M)
+    group = tl.program_id(1).to(tl.int64)
+    pixels = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n, y, x = split_pixel(pixels, height, width)
+    source_ptrs = source_ptr + group * source_channels * source_channel_stride + n[:, None] * source_batch_stride
+    weight_ptrs = weight_ptr + group * weight_group_stride + cols[None, :] * weight_result_stride
+    row_mask, col_mask = (pixels < M)[:, None], (cols < result_channels)[None, :]
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for first in range(0, taps * source_channels, BLOCK_K):
+        if TAP_PER_BLOCK:
+            tap = first // source_channels
+            channel = (first % source_channels + tl.arange(0, BLOCK_K)).to(tl.int64)
+            k_mask = channel >= 0
+        else:
+            k = first + tl.arange(0, BLOCK_K)
+            tap = k // source_channels
+            channel = (k % source_channels).to(tl.int64)
+            k_mask = tap < taps
+        tap_h, tap_w = tap // taps_w, tap % taps_w
+        if not TAP_PER_BLOCK:
+            tap_h, tap_w = tap_h[None, :], tap_w[None, :]
+        offsets, inside = gather_offsets(
+            y[:, None],
+            x[:, None],
+            channel[None, :],
+            tap_h,
+            tap_w,
+            source_height,
+            source_width,
+            step_h,
+            step_w,
+            offset_h,
+            offset_w,
+            tap_offset_h,
+            tap_offset_w,
+            source_channel_stride,
+            source_row_stride,
+            source_col_stride,
+        )
+        a = tl.load(source_ptrs + offsets, mask=row_mask & inside & k_mask[None, :], other=0)  # [BLOCK_M, BLOCK_K]
+        if TAP_PER_BLOCK:
+            weight_offsets = channel * weight_source_stride + tap_h * weight_row_stride + tap_w * weight_col_stride
+        else:
+            tap_h, tap_w = tap // taps_w, tap % taps_w
+            weight_offsets = channel * weight_source_stride + tap_h * weight_row_stride + tap_w * weight_col_stride
+        b = tl.load(weight_ptrs + weight_offsets[:, None], mask=k_mask[:, None] & col_mask, other=0)
+        if UPCAST:  # triton's interpreter multiplies the bit patterns of bf16
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=tl.float32)
+
+    channels = group * result_channels + cols
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + channels * bias_stride, mask=cols < result_channels, other=0).to(tl.float32)[None, :]
+    places = n * result_batch_stride + y * result_row_stride + x * result_col_stride
+    result_ptrs = result_ptr + places[:, None] + channels[None, :] * result_channel_stride
+    tl.store(result_ptrs, apply_activation(acc, ACTIVATION), mask=row_mask & col_mask)
+
+
+@triton.jit
+def conv2d_grad_weight_kernel(
+    grad_output_ptr,
+    input_ptr,
+    sums_ptr,
+    batch,
+    channels,
+    rows,
+    input_height,
+    input_width,
+    height,
+    width,
+    taps,
+    taps_w,
+    step_h,
+    step_w,
+    offset_h,
+    offset_w,
+    tap_offset_h,
+    tap_offset_w,
+    pixels_per_split,
+    num_groups,
+    grad_batch_stride,
+    grad_channel_stride,
+    grad_row_stride,
+    grad_col_stride,
+    input_batch_stride,
+    input_channel_stride,
+    input_row_stride,
+    input_col_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """sums[s, g, rows, taps * channels] over part s of the pixels; program (i, g, s) has tile i of group g."""
+    N = taps * channels
+    tile_m, tile_n = tile_of_program(rows, N, BLOCK_M, BLOCK_N, GROUP_M)
+    group, split = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    row = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tap, channel = col // channels, col % channels
+    tap_h, tap_w = tap // taps_w, tap % taps_w
+    grad_ptrs = grad_output_ptr + (group * rows + row)[:, None] * grad_channel_stride
+    input_ptrs = input_ptr + group * channels * input_channel_stride
+    first, num_pixels = split * pixels_per_split, batch * height * width
+    last = tl.minimum(first + pixels_per_split, num_pixels)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(first, last, BLOCK_K):
+        pixel = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        n, y, x = split_pixel(pixel, height, width)
+        grad_offsets = n * grad_batch_stride + y * grad_row_stride + x * grad_col_stride
+        grad_mask = (row < rows)[:, None] & (pixel < last)[None, :]
+        a = tl.load(grad_ptrs + grad_offsets[None, :], mask=grad_mask, other=0)  # [BLOCK_M, BLOCK_K]
+        offsets, inside = gather_offsets(
+            y[:, None],
+            x[:, None],
+            channel[None, :],
+            tap_h[None, :],
+            tap_w[None, :],
+            input_height,
+            input_width,
+            step_h,
+            step_w,
+            offset_h,
+            offset_w,
+            tap_offset_h,
+            tap_offset_w,
+            input_channel_stride,
+            input_row_stride,
+            input_col_stride,
+        )
+        mask = inside & (pixel < last)[:, None] & (col < N)[None, :]
+        b = tl.load(input_ptrs + n[:, None] * input_batch_stride + offsets, mask=mask, other=0)  # [BLOCK_K, BLOCK_N]
+        if UPCAST:  # triton's interpreter multiplies the bit patterns of bf16
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=tl.float32)
+    offsets = ((split * num_groups + group) * rows + row)[:, None] * N + col[None, :]
+    tl.store(sums_ptr + offsets, acc, mask=(row < rows)[:, None] & (col < N)[None, :])
+
+
+@triton.jit
+def depthwise_kernel(
+    source_ptr,
+    weight_ptr,
+    bias_ptr,
+    result_ptr,
+    batch,
+    channels,
+    source_height,
+    source_width,
+    height,
+    width,
+    taps,
+    taps_w,
+    step_h,
+    step_w,
+    offset_h,
+    offset_w,
+    tap_offset_h,
+    tap_offset_w,
+    source_batch_stride,
+    source_channel_stride,
+    source_row_stride,
+    source_col_stride,
+    weight_channel_stride,
+    weight_row_stride,
+    weight_col_stride,
+    bias_stride,
+    result_batch_stride,
+    result_channel_stride,
+    result_row_stride,
+    result_col_stride,
+    ACTIVATION: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """result = act(source * weight + bias), one channel to a group; a program has a block of pixels and channels."""
+    channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
+    pixel = (tl.program_id(0) // channel_blocks).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    channel = (tl.program_id(0) % channel_blocks).to(tl.int64) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    n, y, x = split_pixel(pixel, height, width)
+    mask = (pixel < batch * height * width)[:, None] & (channel < channels)[None, :]
+    acc = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
+    for tap in range(0, taps):
+        offsets, inside = gather_offsets(
+            y[:, None],
+            x[:, None],
+            channel[None, :],
+            tap // taps_w,
+            tap % taps_w,
+            source_height,
+            source_width,
+            step_h,
+            step_w,
+            offset_h,
+            offset_w,
+            tap_offset_h,
+            tap_offset_w,
+            source_channel_stride,
+            source_row_stride,
+            source_col_stride,
+        )
+        value = tl.load(source_ptr + n[:, None] * source_batch_stride + offsets, mask=mask & inside, other=0)
+        place = channel * weight_channel_stride + tap // taps_w * weight_row_stride + tap % taps_w * weight_col_stride
+        scale = tl.load(weight_ptr + place, mask=channel < channels, other=0)
+        acc += value.to(tl.float32) * scale.to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + channel * bias_stride, mask=channel < channels, other=0).to(tl.float32)[None, :]
+    places = n * result_batch_stride + y * result_row_stride + x * result_col_stride
+    result_ptrs = result_ptr + places[:, None] + channel[None, :] * result_channel_stride
+    tl.store(result_ptrs, apply_activation(acc, ACTIVATION), mask=mask)
+
+
+@triton.jit
+def depthwise_grad_weight_kernel(
+    grad_output_ptr,
+    input_ptr,
+    sums_ptr,
+    batch,
+    channels,
+    input_height,
+    input_width,
+    height,
+    width,
+    taps_w,
+    step_h,
+    step_w,
+    offset_h,
+    offset_w,
+    tap_offset_h,
+    tap_offset_w,
+    pixels_per_split,
+    grad_batch_stride,
+    grad_channel_stride,
+    grad_row_stride,
+    grad_col_stride,
+    input_batch_stride,
+    input_channel_stride,
+    input_row_stride,
+    input_col_stride,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """sums[s, channels, taps] over part s of the pixels; program (i, t, s) has block i of the channels and tap t."""
+    channel = tl.program_id(0).to(tl.int64) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    tap, split = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    first = split * pixels_per_split
+    last = tl.minimum(first + pixels_per_split, batch * height * width)
+    acc = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
+    for start in range(first, last, BLOCK_PIXELS):
+        pixel = start + tl.arange(0, BLOCK_PIXELS).to(tl.int64)
+        n, y, x = split_pixel(pixel, height, width)
+        mask = (pixel < last)[:, None] & (channel < channels)[None, :]
+        grad_offsets = n * grad_batch_stride + y * grad_row_stride + x * grad_col_stride
+        grad_ptrs = grad_output_ptr + grad_offsets[:, None] + channel[None, :] * grad_channel_stride
+        grad = tl.load(grad_ptrs, mask=mask, other=0).to(tl.float32)
+        offsets, inside = gather_offsets(
+            y[:, None],
+            x[:, None],
+            channel[None, :],
+            tap // taps_w,
+            tap % taps_w,
+            input_height,
+            input_width,
+            step_h,
+            step_w,
+            offset_h,
+            offset_w,
+            tap_offset_h,
+            tap_offset_w,
+            input_channel_stride,
+            input_row_stride,
+            input_col_stride,
+        )
+        value = tl.load(input_ptr + n[:, None] * input_batch_stride + offsets, mask=mask & inside, other=0)
+        acc += grad * value.to(tl.float32)
+    place = (split * channels + channel) * tl.num_programs(1) + tap
+    tl.store(sums_ptr + place, tl.sum(acc, axis=0), mask=channel < channels)
+
+
+@triton.jit
+def channel_sums_kernel(
+    image_ptr,
+    sums_ptr,
+    batch,
+    channels,
+    height,
+    width,
+    pixels_per_split,
+    batch_stride,
+    channel_stride,
+    row_stride,
+    col_stride,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """sums[s, channels] over part s of the pixels; program (i, s) has block i of the channels."""
+    channel = tl.program_id(0).to(tl.int64) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    first = tl.program_id(1).to(tl.int64) * pixels_per_split
+    last = tl.minimum(first + pixels_per_split, batch * height * width)
+    acc = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
+    for start in range(first, last, BLOCK_PIXELS):
+        pixel = start + tl.arange(0, BLOCK_PIXELS).to(tl.int64)
+        n, y, x = split_pixel(pixel, height, width)
+        offsets = n * batch_stride + y * row_stride + x * col_stride
+        mask = (pixel < last)[:, None] & (channel < channels)[None, :]
+        image_ptrs = image_ptr + offsets[:, None] + channel[None, :] * channel_stride
+        acc += tl.load(image_ptrs, mask=mask, other=0).to(tl.float32)
+    place = tl.program_id(1).to(tl.int64) * channels + channel
+    tl.store(sums_ptr + place, tl.sum(acc, axis=0), mask=channel < channels)
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+
+
+def conv_tile_for(M, N, K, element_size, device, num_groups):
+    """A product's tile, no wider than a group's few channels need; 16 is the least that a matrix unit takes."""
+    num_programs = max(num_multiprocessors(device) // num_groups, 1)
+    tile = matmul_tile_for(M, N, element_size, "relu", arch_of(device), num_programs)
+    narrow = lambda size, most: min(max(triton.next_power_of_2(size), 16), most)  # noqa: E731
+    # Gathering takes more registers than reading a matrix: no tile wider than 128.
+    block_n, block_k = narrow(N, min(tile.block_n, 128)), narrow(K, min(tile.block_k, 64))
+    return MatmulTile(tile.block_m, block_n, block_k, tile.num_warps, min(tile.num_stages, 3))
+
+
+def depthwise_block_for(pixels, channels, channel_stride):
+    """(pixels, channels) of a block: long in the direction in which memory runs."""
+    block_channels = block_size_for_row(channels, 64 if channel_stride == 1 else 4)
+    return block_size_for_row(pixels, 1024 // block_channels), block_channels
+
+
+def geometry_of(axis_h, axis_w):
+    """What conv2d's kernels take of an axis pair: sizes of the source, positions, taps, and where they meet."""
+    return (
+        axis_h.source_size,
+        axis_w.source_size,
+        axis_h.positions,
+        axis_w.positions,
+        axis_h.taps * axis_w.taps,
+        max(axis_w.taps, 1),
+        axis_h.step,
+        axis_w.step,
+        axis_h.offset,
+        axis_w.offset,
+        axis_h.tap_offset,
+        axis_w.tap_offset,
+    )
+
+
+def is_depthwise(weight, groups):
+    return weight.shape[1] == 1 and weight.shape[0] == groups
+
+
+def launch_conv(source, weight, result_dim, bias, activation, groups, axis_h, axis_w, result):
+    """result = act(source * weight + bias) at the places that the axes name; result_dim: the dimension of weight, 0 or 1,
+    that counts the result's channels."""
+    batch, pixels = source.shape[0], source.shape[0] * axis_h.positions * axis_w.positions
+    if pixels == 0:
+        return
+    weight = weight[:, :, axis_h.first_tap :: axis_h.tap_by, axis_w.first_tap :: axis_w.tap_by]
+    result = result[:, :, axis_h.first :: axis_h.spread, axis_w.first :: axis_w.spread]
+    geometry, bias_stride = geometry_of(axis_h, axis_w), 0 if bias is None else bias.stride(0)
+    if is_depthwise(weight, groups):
+        block_pixels, block_channels = depthwise_block_for(pixels, groups, source.stride(1))
+        blocks = triton.cdiv(pixels, block_pixels) * triton.cdiv(groups, block_channels)
+        depthwise_kernel[(blocks,)](
+            source,
+            weight,
+            bias,
+            result,
+            batch,
+            groups,
+            *geometry,
+            *source.stride(),
+            weight.stride(0),
+            *weight.stride()[2:],
+            bias_stride,
+            *result.stride(),
+            ACTIVATION=activation,
+            BLOCK_PIXELS=block_pixels,
+            BLOCK_CHANNELS=block_channels,
+            num_warps=num_warps_for(block_pixels * block_channels),
+            **COMPILE_OPTIONS,
+        )
+        return
+    source_channels, result_channels = source.shape[1] // groups, result.shape[1] // groups
+    taps = axis_h.taps * axis_w.taps
+    # One tap at a time where its channels fill a block.
+    depth = source_channels if source_channels % 16 == 0 else taps * source_channels
+    tile = conv_tile_for(pixels, result_channels, depth, source.element_size(), source.device, groups)
+    tiles = triton.cdiv(pixels, tile.block_m) * triton.cdiv(result_channels, tile.block_n)
+    conv2d_kernel[(tiles, groups)](
+        source,
+        weight,
+        bias,
+        result,
+        batch,
+        source_channels,
+        result_channels,
+        *geometry,
+        *source.stride(),
+        weight.shape[0] // groups * weight.stride(0),
+        weight.stride(result_dim),
+        weight.stride(1 - result_dim),
+        *weight.stride()[2:],
+        bias_stride,
+        *result.stride(),
+        ACTIVATION=activation,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        GROUP_M=GROUP_M,
+        TAP_PER_BLOCK=source_channels % tile.block_k == 0,
+        UPCAST=INTERPRET,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **COMPILE_OPTIONS,
+    )
+
+
+def launch_conv_forward(input, weight, bias, geometry, groups, activation, output):
+    axes = [
+        forward_axis(input.shape[2 + i], output.shape[2 + i], weight.shape[2 + i], *geometry[i::2]) for i in range(2)
+    ]
+    launch_conv(input, weight, 0, bias, activation, groups, *axes, output)
+
+
+def launch_conv_grad_input(grad_output, weight, bias, geometry, groups, grad_input):
+    along = [
+        gradient_axes(grad_output.shape[2 + i], grad_input.shape[2 + i], weight.shape[2 + i], *geometry[i::2])
+        for i in range(2)
+    ]
+    axes_w = list(along[1])
+    for axis_h in along[0]:
+        for axis_w in axes_w:
+            launch_conv(grad_output, weight, 1, bias, "none", groups, axis_h, axis_w, grad_input)
+
+
+def splits_of(pixels):
+    """(number of parts, pixels in each): by size alone, so that sums do not depend on the machine."""
+    splits = max(min(triton.cdiv(pixels, PIXELS_PER_SUM), MOST_SPLITS), 1)
+    return splits, max(triton.cdiv(pixels, splits), 1)
+
+
+def launch_conv_grad_weight(grad_output, input, geometry, groups, grad_weight):
+    axes = [
+        forward_axis(input.shape[2 + i], grad_output.shape[2 + i], grad_weight.shape[2 + i], *geometry[i::2])
+        for i in range(2)
+    ]
+    batch, taps = input.shape[0], axes[0].taps * axes[1].taps
+    splits, pixels_per_split = splits_of(batch * axes[0].positions * axes[1].positions)
+    kernel_size, numbers = grad_weight.shape[2:], geometry_of(*axes)
+    strides = (*grad_output.stride(), *input.stride())
+    if is_depthwise(grad_weight, groups):
+        sums = torch.empty(splits, groups, taps, dtype=torch.float32, device=input.device)
+        block_pixels, block_channels = depthwise_block_for(pixels_per_split, groups, input.stride(1))
+        depthwise_grad_weight_kernel[(triton.cdiv(groups, block_channels), taps, splits)](
+            grad_output,
+            input,
+            sums,
+            batch,
+            groups,
+            *numbers[:4],
+            *numbers[5:],
+            pixels_per_split,
+            *strides,
+            BLOCK_PIXELS=block_pixels,
+            BLOCK_CHANNELS=block_channels,
+            num_warps=num_warps_for(block_pixels * block_channels),
+            **COMPILE_OPTIONS,
+        )
+        grad_weight.copy_(sums.sum(dim=0).view(groups, 1, *kernel_size))
+        return
+    rows, channels = grad_weight.shape[0] // groups, grad_weight.shape[1]
+    sums = torch.empty(splits, groups, rows, taps * channels, dtype=torch.float32, device=input.device)
+    tile = conv_tile_for(rows, taps * channels, pixels_per_split, input.element_size(), input.device, groups * splits)
+    tiles = triton.cdiv(rows, tile.block_m) * triton.cdiv(taps * channels, tile.block_n)
+    conv2d_grad_weight_kernel[(tiles, groups, splits)](
+        grad_output,
+        input,
+        sums,
+        batch,
+        channels,
+        rows,
+        *numbers,
+        pixels_per_split,
+        groups,
+        *strides,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        GROUP_M=GROUP_M,
+        UPCAST=INTERPRET,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **COMPILE_OPTIONS,
+    )
+    # [groups * rows, kernel_h, kernel_w, channels]: one order of summation, unlike atomics
+    total = sums.sum(dim=0).view(groups * rows, *kernel_size, channels)
+    grad_weight.copy_(total.permute(0, 3, 1, 2))
+
+
+def launch_channel_sums(image, sums):
+    batch, channels, height, width = image.shape
+    splits, pixels_per_split = splits_of(batch * height * width)
+    parts = torch.empty(splits, channels, dtype=torch.float32, device=image.device)
+    block_pixels, block_channels = depthwise_block_for(pixels_per_split, channels, image.stride(1))
+    channel_sums_kernel[(triton.cdiv(channels, block_channels), splits)](
+        image,
+        parts,
+        batch,
+        channels,
+        height,
+        width,
+        pixels_per_split,
+        *image.stride(),
+        BLOCK_PIXELS=block_pixels,
+        BLOCK_CHANNELS=block_channels,
+        num_warps=num_warps_for(block_pixels * block_channels),
+        **COMPILE_OPTIONS,
+    )
+    sums.copy_(parts.sum(dim=0))
+
+
+# ---- conv2d ----------------------------------------------------------------------------------------------------------
+
+
+def conv2d_forward(
+    input,
+    weight,
+    bias,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    activation,
+    output,
+):
+    geometry = (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    with on_device_of(input):
+        launch_conv_forward(input, weight, bias, geometry, groups, activation, output)
+
+
+def conv2d_backward(
+    grad_output,
+    input,
+    weight,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    needs_input_grad,
+    needs_weight_grad,
+    needs_bias_grad,
+    grad_input,
+    grad_weight,
+    grad_bias,
+):
+    geometry = (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    with on_device_of(input):
+        if needs_input_grad:
+            launch_conv_grad_input(grad_output, weight, None, geometry, groups, grad_input)
+        if needs_weight_grad:
+            launch_conv_grad_weight(grad_output, input, geometry, groups, grad_weight)
+        if needs_bias_grad:
+            launch_channel_sums(grad_output, grad_bias)
