@@ -98,5 +98,27 @@ def empty_image(like, shape, format):
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format)
 
 
+def torch_is_faster(input):
+    """For a convolution on a CPU; the reason, or None."""
+    if input.is_cpu and input.dtype in (torch.float32, torch.bfloat16):
+        return (
+            "oneDNN, which PyTorch has for float32 and bfloat16 on a CPU, measured up to twice as fast "
+            "(benchmarks/bench_conv2d.py)"
+        )
+    return None
+
+
+def torch_is_faster_backward(input, weight, stride, groups, needs_input_grad):
+    """For the gradients of a convolution on a CPU, whose input is `input`; the reason, or None."""
+    channels = weight.shape[1]
+    # oneDNN has no kernel for these.
+    if channels == 1 and groups > 1 and max(stride) > 1:
+        return None
+    few = {torch.float64: 4, torch.float16: 1}.get(input.dtype, 0)
+    if input.is_cpu and needs_input_grad and groups == 1 and channels <= few:
+        return "PyTorch measured faster at the gradient of an input of so few channels (benchmarks/bench_conv2d.py)"
+    return torch_is_faster(input)
+
+
 def triton_supports(tensor):
     return "float64 is left to PyTorch on a GPU" if tensor.dtype == torch.float64 else None

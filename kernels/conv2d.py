@@ -466,8 +466,10 @@ def is_depthwise(weight, groups):
 
 
 def launch_conv(source, weight, result_dim, bias, activation, groups, axis_h, axis_w, result):
-    """result = act(source * weight + bias) at the places that the axes name; result_dim: the dimension of weight, 0 or 1,
-    that counts the result's channels."""
+    """result = act(source * weight + bias) at the places that the axes name.
+
+    result_dim: the dimension of weight, 0 or 1, that counts the result's channels.
+    """
     batch, pixels = source.shape[0], source.shape[0] * axis_h.positions * axis_w.positions
     if pixels == 0:
         return

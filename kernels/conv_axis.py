@@ -1,7 +1,7 @@
 """Which pixels meet which: one convolution, forward or as a gradient, along one dimension of an image.
 
-A gradient with a stride of s falls into s convolutions of stride 1, one for each remainder of the input's place by s: no
-tap belongs to two of them, so nothing is multiplied by the zeros that a stride leaves between pixels.
+A gradient with a stride of s falls into s convolutions of stride 1, one for each remainder of the input's place by s:
+no tap belongs to two of them, so nothing is multiplied by the zeros that a stride leaves between pixels.
 """
 
 import math

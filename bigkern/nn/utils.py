@@ -76,7 +76,9 @@ def fuse_conv_bn(conv, bn, activation="none"):
         ValueError: one of them is in training mode, bn has no running statistics, or the channels differ.
     """
     if not isinstance(conv, torch.nn.Conv2d) or not isinstance(bn, torch.nn.BatchNorm2d):
-        raise TypeError(f"fuse_conv_bn: expected a Conv2d and a BatchNorm2d, got {type(conv)} and {type(bn)}")
+        raise TypeError(
+            f"fuse_conv_bn: expected a Conv2d and a BatchNorm2d, got {type(conv).__name__} and {type(bn).__name__}"
+        )
     if conv.training or bn.training:
         raise ValueError("fuse_conv_bn: folding holds at inference only: call eval() on both modules first")
     if bn.running_mean is None:

@@ -22,6 +22,8 @@ from ..conv_arguments import (
     empty_image,
     memory_format,
     pair,
+    torch_is_faster,
+    torch_is_faster_backward,
     triton_supports,
 )
 from ..registration import Kernel
@@ -141,6 +143,11 @@ def _backward_torch(
     return tuple(input.new_empty(0) if grad is None else grad for grad in grads)
 
 
+def _torch_is_faster_backward(grad_output, input, weight, stride_h, stride_w, *options):
+    groups, needs_input_grad, _, _ = options[4:]
+    return torch_is_faster_backward(input, weight, (stride_h, stride_w), groups, needs_input_grad)
+
+
 conv2d_backward = Kernel(
     "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int stride_h, int stride_w, int padding_h, "
     "int padding_w, int dilation_h, int dilation_w, int groups, bool needs_input_grad, bool needs_weight_grad, "
@@ -148,6 +155,7 @@ conv2d_backward = Kernel(
     module="conv2d",
     allocate=_allocate_backward,
     torch=_backward_torch,
+    torch_is_faster=_torch_is_faster_backward,
     supports={"cpu": None, "triton": lambda grad_output, *_: triton_supports(grad_output)},
     recompute=True,
 )
@@ -173,7 +181,7 @@ def _forward_torch(
 
 
 def _setup_forward(ctx, inputs, output):
-    input, weight, bias, *ctx.geometry, activation = inputs
+    input, weight, _, *ctx.geometry, activation = inputs
     ctx.activation = activation
     ctx.save_for_backward(input, weight, output if activation == "relu" else None)
 
@@ -194,6 +202,7 @@ conv2d_forward = Kernel(
     module="conv2d",
     allocate=_allocate_forward,
     torch=_forward_torch,
+    torch_is_faster=lambda input, *_: torch_is_faster(input),
     supports={"cpu": None, "triton": lambda input, *_: triton_supports(input)},
     setup_context=_setup_forward,
     backward=_backward_forward,

@@ -14,6 +14,7 @@ from ..conv_arguments import (
     empty_image,
     memory_format,
     pair,
+    torch_is_faster,
     transposed_size,
     triton_supports,
 )
@@ -35,7 +36,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
 
     Returns:
         [N, out_channels, output_height, output_width] of input's dtype, in channels_last format where input or weight
-        has it, with output_height = (H - 1) * stride - 2 * padding + dilation * (kernel_height - 1) + output_padding + 1.
+        has it; output_height = (H - 1) * stride - 2 * padding + dilation * (kernel_height - 1) + output_padding + 1.
         Differentiable in input, weight and bias, any number of times.
 
     Raises:
@@ -123,6 +124,10 @@ def _backward_torch(
     return tuple(input.new_empty(0) if grad is None else grad for grad in grads)
 
 
+def _torch_is_faster_backward(grad_output, input, *_):
+    return torch_is_faster(input)
+
+
 conv_transpose2d_backward = Kernel(
     "conv_transpose2d_backward(Tensor grad_output, Tensor input, Tensor weight, int stride_h, int stride_w, "
     "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, bool needs_input_grad, "
@@ -130,6 +135,7 @@ conv_transpose2d_backward = Kernel(
     module="conv_transpose2d",
     allocate=_allocate_backward,
     torch=_backward_torch,
+    torch_is_faster=_torch_is_faster_backward,
     supports={"cpu": None, "triton": lambda grad_output, *_: triton_supports(grad_output)},
     recompute=True,
 )
@@ -178,7 +184,7 @@ def _forward_torch(
 
 
 def _setup_forward(ctx, inputs, output):
-    input, weight, bias, *geometry = inputs
+    input, weight, _, *geometry = inputs
     # What output_padding adds is seen in grad_output's size.
     ctx.geometry = (*geometry[:4], *geometry[6:])
     ctx.save_for_backward(input, weight)
@@ -197,6 +203,7 @@ conv_transpose2d_forward = Kernel(
     module="conv_transpose2d",
     allocate=_allocate_forward,
     torch=_forward_torch,
+    torch_is_faster=lambda input, *_: torch_is_faster(input),
     supports={"cpu": None, "triton": lambda input, *_: triton_supports(input)},
     setup_context=_setup_forward,
     backward=_backward_forward,

@@ -33,7 +33,7 @@ def parts(count, groups):
 def conv2d_forward(
     input, weight, bias, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, activation
 ):
-    """output [N, O, output height, output width]."""
+    """(output [N, O, output height, output width],)"""
     N, C, H, W = input.shape
     out_channels, _, *kernel = weight.shape
     size = (
@@ -48,7 +48,7 @@ def conv2d_forward(
             output[:, ours] += np.einsum("nchw,oc->nohw", met[:, theirs], weight[ours, :, i, j], optimize=True)
     if bias is not None:
         output = output + bias[:, None, None]
-    return np.maximum(output, 0) if activation == "relu" else output
+    return (np.maximum(output, 0) if activation == "relu" else output,)
 
 
 @np.errstate(invalid="ignore")

@@ -28,7 +28,7 @@ def conv_transpose2d_forward(
     dilation_w,
     groups,
 ):
-    """output [N, O, output height, output width]."""
+    """(output [N, O, output height, output width],)"""
     N, C, H, W = input.shape
     _, out_channels, *kernel = weight.shape
     out_channels *= groups
@@ -41,7 +41,7 @@ def conv_transpose2d_forward(
                 "nchw,co->nohw", input[:, theirs], weight[theirs, :, i, j], optimize=True
             )
     output = padded[:, :, padding_h : padding_h + height, padding_w : padding_w + width]
-    return output if bias is None else output + bias[:, None, None]
+    return (output if bias is None else output + bias[:, None, None],)
 
 
 @np.errstate(invalid="ignore")
@@ -64,7 +64,7 @@ def conv_transpose2d_backward(
     C, _, *kernel = weight.shape
     H, W = input.shape[2:]
     geometry = stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w
-    grad_input = conv2d_forward(grad_output, weight, None, *geometry, groups, "none")[:, :, :H, :W]
+    grad_input = conv2d_forward(grad_output, weight, None, *geometry, groups, "none")[0][:, :, :H, :W]
     grad_weight = np.zeros_like(weight)
     padded = pad(grad_output, padding_h, padding_w)
     for i, j, place in taps(kernel, (H, W), stride_h, stride_w, dilation_h, dilation_w):

@@ -1,5 +1,6 @@
 #include "conv.h"
 
+#include <memory>
 #include <vector>
 
 #include "conv_depthwise.h"
@@ -32,13 +33,21 @@ class WeightMatrix {
     matrix_ = {from, rows, depth, row_stride, 1};
     if (depth == 0 || is_one_run(levels, matrix_.col_stride)) return;
     buffer_.resize(static_cast<size_t>(rows * depth));
-    parallel_for(rows, std::max<int64_t>(1, 4096 / depth), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
+    constexpr int64_t kBlock = 16;  // rows at a time: their neighbours share cache lines
+    parallel_for((rows + kBlock - 1) / kBlock, 1 + 4096 / depth, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin * kBlock; row < std::min(end * kBlock, rows); row += kBlock) {
         T* to = buffer_.data() + row * depth;
+        const int64_t count = std::min(kBlock, rows - row);
         for (int64_t i = 0; i < levels[0].size; ++i)
-          for (int64_t j = 0; j < levels[1].size; ++j, to += levels[2].size)
-            copy_strided(to, from + row * row_stride + i * levels[0].stride + j * levels[1].stride, levels[2].size,
-                         levels[2].stride);
+          for (int64_t j = 0; j < levels[1].size; ++j, to += levels[2].size) {
+            const T* source = from + row * row_stride + i * levels[0].stride + j * levels[1].stride;
+            if (row_stride < levels[2].stride)
+              for (int64_t k = 0; k < levels[2].size; ++k)
+                for (int64_t r = 0; r < count; ++r) to[r * depth + k] = source[r * row_stride + k * levels[2].stride];
+            else
+              for (int64_t r = 0; r < count; ++r)
+                copy_strided(to + r * depth, source + r * row_stride, levels[2].size, levels[2].stride);
+          }
       }
     });
     matrix_ = {buffer_.data(), rows, depth, depth, 1};
@@ -148,17 +157,27 @@ int64_t parts_of(int64_t gradient_size, int64_t pixels) {
   return gradient_size > kSmall ? 1 : std::min(std::max<int64_t>(pixels / kPixels, 1), kMost);
 }
 
+// Whether a gradient's rows lie in memory as they are summed.
+bool lies_as_summed(const Tensor& gradient, bool channels_last) {
+  const int64_t channels = gradient.sizes[1], width = gradient.sizes[3], taps = gradient.sizes[2] * width;
+  const int64_t dense[4] = {channels * taps, channels_last ? 1 : taps, channels_last ? width * channels : width,
+                            channels_last ? channels : 1};
+  for (int dim = 0; dim < 4; ++dim)
+    if (gradient.sizes[dim] > 1 && gradient.strides[dim] != dense[dim]) return false;
+  return true;
+}
+
 // sums[parts][rows][channels * taps], in the order in which the image is gathered, added up and written.
 template <class T>
-void store_gradient(const std::vector<acc_t<T>>& sums, int64_t parts, const Axes& axes, bool channels_last,
-                    int64_t first_row, int64_t rows, const Tensor& gradient) {
+void store_gradient(const acc_t<T>* sums, int64_t parts, const Axes& axes, bool channels_last, int64_t first_row,
+                    int64_t rows, const Tensor& gradient) {
   const int64_t channels = gradient.sizes[1], taps = axes.taps(), k = channels * taps;
   const int64_t tap_stride = channels_last ? channels : 1, channel_stride = channels_last ? 1 : taps;
   parallel_for(rows, std::max<int64_t>(1, 4096 / k), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t i = 0; i < axes.h.taps; ++i)
         for (int64_t j = 0; j < axes.w.taps; ++j) {
-          const acc_t<T>* from = sums.data() + row * k + (i * axes.w.taps + j) * tap_stride;
+          const acc_t<T>* from = sums + row * k + (i * axes.w.taps + j) * tap_stride;
           T* to = gradient.as<T>() + (first_row + row) * gradient.strides[0] + i * gradient.strides[2] +
                   j * gradient.strides[3];
           for (int64_t channel = 0; channel < channels; ++channel) {
@@ -180,15 +199,20 @@ void grad_weight_typed(const Tensor& grad_output, const Tensor& input, const Con
   const int64_t groups = geometry.groups, pixels = input.sizes[0] * axes.pixels();
   const int64_t rows = grad_weight.sizes[0] / groups, channels = grad_weight.sizes[1], k = channels * axes.taps();
   const int64_t parts = parts_of(rows * k, pixels);
+  const bool in_place = std::is_same_v<A, T> && parts == 1 && lies_as_summed(grad_weight, channels_last);
   Axes same;  // grad_output itself, pixel by pixel
   same.h.positions = same.h.source_size = axes.h.positions;
   same.w.positions = same.w.source_size = axes.w.positions;
   for_each_group(groups, double(pixels) * double(rows * k) * double(groups), [&](int64_t group) {
-    std::vector<A> sums(static_cast<size_t>(parts * rows * k));
+    std::unique_ptr<A[]> buffer;
+    A* sums = nullptr;
+    if constexpr (std::is_same_v<A, T>)
+      if (in_place) sums = grad_weight.as<T>() + group * rows * k;
+    if (!in_place) sums = (buffer = std::unique_ptr<A[]>(new A[static_cast<size_t>(parts * rows * k)])).get();
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t first = part * pixels / parts, count = (part + 1) * pixels / parts - first;
-        const SumsSink<A> sink(sums.data() + part * rows * k, k);
+        const SumsSink<A> sink(sums + part * rows * k, k);
         with_reader<T>([&](auto tag) {
           using Reader = typename decltype(tag)::type;
           using P = typename Reader::packed;
@@ -200,7 +224,7 @@ void grad_weight_typed(const Tensor& grad_output, const Tensor& input, const Con
         });
       }
     });
-    store_gradient<T>(sums, parts, axes, channels_last, group * rows, rows, grad_weight);
+    if (!in_place) store_gradient<T>(sums, parts, axes, channels_last, group * rows, rows, grad_weight);
   });
 }
 
