@@ -91,9 +91,9 @@ def test_matches_oracle(place, shape, out_channels, kernel, options):
             check(place, *last, options)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
-    st.data(), N=st.integers(1, 3), groups=st.integers(1, 3), H=st.integers(1, 6), W=st.integers(1, 6),
+    data=st.data(), N=st.integers(1, 3), groups=st.integers(1, 3), H=st.integers(1, 6), W=st.integers(1, 6),
     seed=st.integers(0, 99), bias=st.booleans(), last=st.booleans(),
 )  # fmt: skip
 def test_any_shape(place, data, N, groups, H, W, seed, bias, last):
@@ -188,9 +188,8 @@ def test_registration_is_complete():
         input, weight, bias, grad_output = (t.requires_grad_() for t in tensors)
         forward, backward = numbers_of(options)
         opcheck(torch.ops.bigkern.conv_transpose2d_forward.default, (input, weight, bias, *forward))
-        for needs in ((True, True, True), (True, False, False), (False, True, True)):
-            arguments = (grad_output, input, weight, *backward, *needs)
-            opcheck(torch.ops.bigkern.conv_transpose2d_backward.default, arguments)
+        arguments = (grad_output, input, weight, *backward, last, True, last)
+        opcheck(torch.ops.bigkern.conv_transpose2d_backward.default, arguments)
 
 
 @bigkern.use_backend("cpu")

@@ -75,5 +75,5 @@ def conv_transpose2d_backward(
     return (
         grad_input if needs_input_grad else np.zeros(0),
         grad_weight if needs_weight_grad else np.zeros(0),
-        grad_output.sum((0, 2, 3)) if needs_bias_grad else np.zeros(0),
+        grad_output.sum(3).sum(2).sum(0) if needs_bias_grad else np.zeros(0),
     )

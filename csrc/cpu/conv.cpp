@@ -59,13 +59,15 @@ class WeightMatrix {
     int64_t size, stride;
   };
   static bool is_one_run(const Level (&levels)[3], int64_t& stride) {
+    bool first = true;
     int64_t next = 0;
     for (int i = 2; i >= 0; --i) {
       if (levels[i].size == 1) continue;
-      if (next == 0)
+      if (first)
         stride = levels[i].stride;
       else if (levels[i].stride != next)
         return false;
+      first = false;
       next = levels[i].size * levels[i].stride;
     }
     return true;
