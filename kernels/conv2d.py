@@ -432,9 +432,11 @@ def conv_tile_for(M, N, K, element_size, device, num_groups):
     num_programs = max(num_multiprocessors(device) // num_groups, 1)
     tile = matmul_tile_for(M, N, element_size, "relu", arch_of(device), num_programs)
     narrow = lambda size, most: min(max(triton.next_power_of_2(size), 16), most)  # noqa: E731
-    # Gathering takes more registers than reading a matrix: no tile wider than 128.
-    block_n, block_k = narrow(N, min(tile.block_n, 128)), narrow(K, min(tile.block_k, 64))
-    return MatmulTile(tile.block_m, block_n, block_k, tile.num_warps, min(tile.num_stages, 3))
+    # Gathering takes more registers than reading a matrix: smaller tiles, above all for fp32, whose products take most.
+    block_m, widest = (min(tile.block_m, 64), 32) if element_size == 4 else (tile.block_m, 128)
+    block_n, block_k = narrow(N, min(tile.block_n, widest)), narrow(K, min(tile.block_k, 64))
+    num_warps = min(tile.num_warps, 4) if element_size == 4 else tile.num_warps
+    return MatmulTile(block_m, block_n, block_k, num_warps, min(tile.num_stages, 3))
 
 
 def depthwise_block_for(pixels, channels, channel_stride):
