@@ -502,9 +502,9 @@ def launch_conv(source, weight, result_dim, bias, activation, groups, axis_h, ax
         )
         return
     source_channels, result_channels = source.shape[1] // groups, result.shape[1] // groups
-    taps = axis_h.taps * axis_w.taps
-    # One tap at a time where its channels fill a block.
-    depth = source_channels if source_channels % 16 == 0 else taps * source_channels
+    # One tap at a time where its channels fill whole blocks; else a block of many taps, whose places take registers.
+    whole = source_channels & -source_channels
+    depth = whole if whole >= 16 else min(axis_h.taps * axis_w.taps * source_channels, 32)
     tile = conv_tile_for(pixels, result_channels, depth, source.element_size(), source.device, groups)
     tiles = triton.cdiv(pixels, tile.block_m) * triton.cdiv(result_channels, tile.block_n)
     conv2d_kernel[(tiles, groups)](

@@ -32,6 +32,8 @@ def conv_transpose2d_backward(
     stride_w,
     padding_h,
     padding_w,
+    output_padding_h,
+    output_padding_w,
     dilation_h,
     dilation_w,
     groups,

@@ -41,10 +41,9 @@ def both(value):
 
 
 def numbers_of(options):
-    """(all numbers of the kernel's forward, those of its backward)"""
+    """The numbers that the kernels take, in their order."""
     stride, padding, output_padding, groups, dilation = settings_of(options)
-    before, after = (*both(stride), *both(padding)), (*both(dilation), groups)
-    return (*before, *both(output_padding), *after), (*before, *after)
+    return (*both(stride), *both(padding), *both(output_padding), *both(dilation), groups)
 
 
 def make_inputs(place, shape, out_channels, kernel, options, dtype, bias=True, seed=0):
@@ -72,9 +71,9 @@ def check(place, input, weight, bias, grad_output, options):
     # Where the dtype is float64 itself, the truth needs more digits.
     wide = np.longdouble if input.dtype == torch.float64 else np.float64
     x, w, b, g = (None if t is None else to_oracle(t).astype(wide) for t in (input, weight, bias, grad_output))
-    forward, backward = numbers_of(options)
-    oracle = reference.conv_transpose2d_forward(x, w, b, *forward)
-    oracle += reference.conv_transpose2d_backward(g, x, w, *backward, True, True, b is not None)
+    numbers = numbers_of(options)
+    oracle = reference.conv_transpose2d_forward(x, w, b, *numbers)
+    oracle += reference.conv_transpose2d_backward(g, x, w, *numbers, True, True, b is not None)
     for name, got, expected, torch_result in zip(NAMES, actual, oracle, theirs, strict=False):
         assert got.dtype == input.dtype
         assert name != "output" or got.stride() == torch_result.stride() or not got.numel()
@@ -149,11 +148,11 @@ def test_first_and_second_derivatives(place):
 
 def test_reference_gradient_by_finite_differences():
     rng = np.random.default_rng(0)
-    forward, backward = numbers_of({"stride": (2, 1), "padding": 1, "output_padding": (1, 0), "groups": 2})
+    numbers = numbers_of({"stride": (2, 1), "padding": 1, "output_padding": (1, 0), "groups": 2})
     x, w, b = rng.normal(size=(2, 4, 3, 4)), rng.normal(size=(4, 3, 3, 2)), rng.normal(size=6)
-    g = rng.normal(size=reference.conv_transpose2d_forward(x, w, b, *forward)[0].shape)
-    gradients = reference.conv_transpose2d_backward(g, x, w, *backward, True, True, True)
-    loss = lambda: (reference.conv_transpose2d_forward(x, w, b, *forward)[0] * g).sum()  # noqa: E731
+    g = rng.normal(size=reference.conv_transpose2d_forward(x, w, b, *numbers)[0].shape)
+    gradients = reference.conv_transpose2d_backward(g, x, w, *numbers, True, True, True)
+    loss = lambda: (reference.conv_transpose2d_forward(x, w, b, *numbers)[0] * g).sum()  # noqa: E731
     for parameter, gradient in zip((x, w, b), gradients, strict=True):
         for index in list(np.ndindex(parameter.shape))[::3]:
             original = parameter[index]
@@ -186,9 +185,9 @@ def test_registration_is_complete():
         if last:
             tensors = [LAYOUTS["channels_last"](t) if t.ndim == 4 else t for t in tensors]
         input, weight, bias, grad_output = (t.requires_grad_() for t in tensors)
-        forward, backward = numbers_of(options)
-        opcheck(torch.ops.bigkern.conv_transpose2d_forward.default, (input, weight, bias, *forward))
-        arguments = (grad_output, input, weight, *backward, last, True, last)
+        numbers = numbers_of(options)
+        opcheck(torch.ops.bigkern.conv_transpose2d_forward.default, (input, weight, bias, *numbers))
+        arguments = (grad_output, input, weight, *numbers, last, True, last)
         opcheck(torch.ops.bigkern.conv_transpose2d_backward.default, arguments)
 
 

@@ -77,6 +77,8 @@ def _allocate_backward(
     stride_w,
     padding_h,
     padding_w,
+    output_padding_h,
+    output_padding_w,
     dilation_h,
     dilation_w,
     groups,
@@ -99,6 +101,8 @@ def _backward_torch(
     stride_w,
     padding_h,
     padding_w,
+    output_padding_h,
+    output_padding_w,
     dilation_h,
     dilation_w,
     groups,
@@ -106,8 +110,6 @@ def _backward_torch(
     needs_weight_grad,
     needs_bias_grad,
 ):
-    geometry = (input.shape[2:], weight.shape[2:], (stride_h, stride_w), (padding_h, padding_w), (0, 0))
-    least = [transposed_size(*numbers) for numbers in zip(*geometry, (dilation_h, dilation_w), strict=True)]
     grads = torch.ops.aten.convolution_backward(
         grad_output,
         input,
@@ -117,7 +119,7 @@ def _backward_torch(
         (padding_h, padding_w),
         (dilation_h, dilation_w),
         True,
-        [actual - size for actual, size in zip(grad_output.shape[2:], least, strict=True)],
+        (output_padding_h, output_padding_w),
         groups,
         (needs_input_grad, needs_weight_grad, needs_bias_grad),
     )
@@ -130,8 +132,9 @@ def _torch_is_faster_backward(grad_output, input, *_):
 
 conv_transpose2d_backward = Kernel(
     "conv_transpose2d_backward(Tensor grad_output, Tensor input, Tensor weight, int stride_h, int stride_w, "
-    "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups, bool needs_input_grad, "
-    "bool needs_weight_grad, bool needs_bias_grad) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    "int padding_h, int padding_w, int output_padding_h, int output_padding_w, int dilation_h, int dilation_w, "
+    "int groups, bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     module="conv_transpose2d",
     allocate=_allocate_backward,
     torch=_backward_torch,
@@ -184,9 +187,7 @@ def _forward_torch(
 
 
 def _setup_forward(ctx, inputs, output):
-    input, weight, _, *geometry = inputs
-    # What output_padding adds is seen in grad_output's size.
-    ctx.geometry = (*geometry[:4], *geometry[6:])
+    input, weight, _, *ctx.geometry = inputs
     ctx.save_for_backward(input, weight)
 
 
