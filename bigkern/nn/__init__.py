@@ -7,6 +7,7 @@ from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
+from .weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "Conv2d",
@@ -19,6 +20,7 @@ __all__ = [
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",
+    "WeightOnlyLinear",
     "quantize_linears",
     "utils",
 ]
