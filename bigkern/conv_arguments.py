@@ -2,7 +2,7 @@
 
 import torch
 
-from .registration import autocast_enabled
+from .registration import autocast_enabled, too_small
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -108,11 +108,21 @@ def torch_is_faster(input):
     return None
 
 
+def leave_to_torch(op, input, weight, bias) -> bool:
+    """True on `auto`, eagerly, where PyTorch is faster at a convolution: nothing of ours then lies in between."""
+    reason = torch_is_faster(input)
+    return reason is not None and too_small(op, reason, input, weight, bias)
+
+
+def is_strided_depthwise(weight, stride, groups) -> bool:
+    """oneDNN has no fast gradients for these."""
+    return weight.shape[1] == 1 and groups > 1 and max(stride) > 1
+
+
 def torch_is_faster_backward(input, weight, stride, groups, needs_input_grad):
     """For the gradients of a convolution on a CPU, whose input is `input`; the reason, or None."""
     channels = weight.shape[1]
-    # oneDNN has no kernel for these.
-    if channels == 1 and groups > 1 and max(stride) > 1:
+    if is_strided_depthwise(weight, stride, groups):
         return None
     few = {torch.float64: 4, torch.float16: 1}.get(input.dtype, 0)
     if input.is_cpu and needs_input_grad and groups == 1 and channels <= few:

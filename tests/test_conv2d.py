@@ -377,6 +377,34 @@ def test_errors_say_what_is_wrong(call, error, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_leaves_what_pytorch_does_faster_to_it_and_says_so(dtype):
+    input, weight, bias, grad_output = make_inputs(CPU, (2, 4, 9, 8), 4, (3, 3), {"groups": 4}, dtype)
+    (decision,) = bigkern.explain(bigkern.conv2d_act, input, weight, bias, groups=4)
+    assert decision.chosen == "torch"
+    assert "oneDNN" in decision.reasons["cpu"]
+    ours = with_gradients(lambda *tensors: bigkern.conv2d_act(*tensors, groups=4), input, weight, bias, grad_output)
+    plain = lambda *tensors: torch.nn.functional.conv2d(*tensors, groups=4).relu()  # noqa: E731
+    theirs = with_gradients(plain, input, weight, bias, grad_output)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for kernel, other in ((conv2d_forward, torch.float16), (conv2d_forward, torch.float64)):
+        assert not kernel.torch_is_faster(input.to(other))
+
+
+def test_auto_keeps_the_gradients_that_onednn_has_no_kernel_for():
+    input, weight, _, grad_output = make_inputs(CPU, (2, 4, 9, 8), 4, (3, 3), {"groups": 4, "stride": 2}, torch.float32)
+    arguments = (grad_output, input, weight, 2, 2, 0, 0, 1, 1, 4)
+    for stride, faster in ((2, None), (1, "oneDNN")):
+        reason = conv2d_backward.torch_is_faster(
+            grad_output, input, weight, stride, stride, *arguments[5:], True, True, False
+        )
+        assert reason is None if faster is None else faster in reason
+    weight.requires_grad_()
+    output = bigkern.conv2d(input, weight, None, 2, groups=4)
+    assert "bigkern" in type(output.grad_fn).__name__
+    torch.testing.assert_close(output, torch.nn.functional.conv2d(input, weight, None, 2, groups=4))
+
+
 def test_kernels_are_named_by_explain():
     with bigkern.use_backend("cpu"):
         decisions = bigkern.explain(bigkern.conv2d_act, IMAGE, WEIGHT, groups=2)

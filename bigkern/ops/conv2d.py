@@ -20,6 +20,8 @@ from ..conv_arguments import (
     check_tensors,
     conv_size,
     empty_image,
+    is_strided_depthwise,
+    leave_to_torch,
     memory_format,
     pair,
     torch_is_faster,
@@ -80,6 +82,10 @@ def _conv2d(input, weight, bias, stride, padding, dilation, groups, activation, 
             raise ValueError(
                 f"{op}: a kernel of {d * (kernel - 1) + 1} pixels does not fit into {size} with padding {p}"
             )
+    gradient_is_ours = torch.is_grad_enabled() and is_strided_depthwise(weight, stride, groups)
+    if not gradient_is_ours and leave_to_torch(op, input, weight, bias):
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return F.relu_(output) if activation == "relu" else output
     batched = input if input.ndim == 4 else input.unsqueeze(0)
     output = conv2d_forward(batched, weight, bias, *stride, *padding, *dilation, groups, activation)
     return output if input.ndim == 4 else output.squeeze(0)

@@ -12,6 +12,7 @@ from ..conv_arguments import (
     check_geometry,
     check_tensors,
     empty_image,
+    leave_to_torch,
     memory_format,
     pair,
     torch_is_faster,
@@ -60,6 +61,8 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     ]
     if min(size) < 1:
         raise ValueError(f"{op}: padding {padding} leaves nothing of the output: its size would be {tuple(size)}")
+    if leave_to_torch(op, input, weight, bias):
+        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     batched = input if input.ndim == 4 else input.unsqueeze(0)
     output = conv_transpose2d_forward(batched, weight, bias, *stride, *padding, *output_padding, *dilation, groups)
     return output if input.ndim == 4 else output.squeeze(0)
