@@ -1,7 +1,8 @@
 """conv_transpose2d with conv2d's kernels: input and output change places."""
 
 from .common import on_device_of
-from .conv2d import launch_channel_sums, launch_conv_forward, launch_conv_grad_input, launch_conv_grad_weight
+from .conv2d import launch_conv_forward, launch_conv_grad_input, launch_conv_grad_weight
+from .conv_depthwise import launch_channel_sums
 
 
 def conv_transpose2d_forward(
