@@ -295,6 +295,8 @@ def launch_product_grad_weight(grad_output, input, groups, geometry, grad_weight
     rows, channels = grad_weight.shape[0] // groups, grad_weight.shape[1]
     sums = torch.empty(splits, groups, rows, taps * channels, dtype=torch.float32, device=input.device)
     tile = conv_tile_for(rows, taps * channels, pixels_per_split, input.element_size(), input.device, groups * splits)
+    # Both sides are gathered anew for each block: a third stage's places would spill.
+    num_stages = min(tile.num_stages, 2) if input.element_size() == 4 else tile.num_stages
     tiles = triton.cdiv(rows, tile.block_m) * triton.cdiv(taps * channels, tile.block_n)
     conv2d_grad_weight_kernel[(tiles, groups, splits)](
         grad_output,
@@ -314,7 +316,7 @@ def launch_product_grad_weight(grad_output, input, groups, geometry, grad_weight
         GROUP_M=GROUP_M,
         UPCAST=INTERPRET,
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_stages=num_stages,
         **COMPILE_OPTIONS,
     )
     # [groups * rows, kernel_h, kernel_w, channels]: one order of summation, unlike atomics

@@ -387,8 +387,9 @@ def test_auto_leaves_what_pytorch_does_faster_to_it_and_says_so(dtype):
     plain = lambda *tensors: torch.nn.functional.conv2d(*tensors, groups=4).relu()  # noqa: E731
     theirs = with_gradients(plain, input, weight, bias, grad_output)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    for kernel, other in ((conv2d_forward, torch.float16), (conv2d_forward, torch.float64)):
-        assert not kernel.torch_is_faster(input.to(other))
+    for other, channels, ours in ((torch.float16, 1, True), (torch.float64, 1, False), (torch.float64, 2, True)):
+        tensors = make_inputs(CPU, (2, channels, 9, 8), 4, (3, 3), {}, other)[:2]
+        assert (bigkern.explain(bigkern.conv2d, *tensors)[0].chosen == "cpu") == ours
 
 
 def test_auto_keeps_the_gradients_that_onednn_has_no_kernel_for():

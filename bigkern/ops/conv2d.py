@@ -24,8 +24,8 @@ from ..conv_arguments import (
     leave_to_torch,
     memory_format,
     pair,
-    torch_is_faster,
     torch_is_faster_backward,
+    torch_is_faster_forward,
     triton_supports,
 )
 from ..registration import Kernel
@@ -208,7 +208,7 @@ conv2d_forward = Kernel(
     module="conv2d",
     allocate=_allocate_forward,
     torch=_forward_torch,
-    torch_is_faster=lambda input, *_: torch_is_faster(input),
+    torch_is_faster=lambda input, weight, *options: torch_is_faster_forward(input, weight, options[-2]),
     supports={"cpu": None, "triton": lambda input, *_: triton_supports(input)},
     setup_context=_setup_forward,
     backward=_backward_forward,
