@@ -35,7 +35,7 @@ def _case(N, C, H, out_channels, kernel, stride=1, groups=1, dtype=torch.float32
         lambda input, weight, bias: F.relu(F.conv2d(input, weight, bias, stride, padding, 1, groups)),
         flops=flops,
         bytes=nbytes,
-        peak=dtype_name if dtype != torch.float64 else "",
+        peak=dtype_name,
         gradients=("input", "weight", "bias") if train else (),
         train_flops=3 * flops,
         train_bytes=3 * nbytes,
