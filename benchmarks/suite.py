@@ -30,6 +30,8 @@ from .common import RESULTS, Case, Limits, bind, device_here, device_slug, envir
 SUITES = (
     "quantize",
     "linear_act",
+    "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "linear_cross_entropy",
     "mse_loss",

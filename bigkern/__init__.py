@@ -19,6 +19,8 @@ if find_spec("torch"):
     from .ops import avg_pool2d as _avg_pool2d
     from .ops import batch_norm_act as _batch_norm_act
     from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
+    from .ops import conv2d as _conv2d
+    from .ops import conv_transpose2d as _conv_transpose2d
     from .ops import cross_entropy as _cross_entropy
     from .ops import distillation_loss as _distillation_loss
     from .ops import embedding as _embedding
@@ -55,6 +57,9 @@ if find_spec("torch"):
     binary_cross_entropy_with_logits = accepts_arrays(
         _binary_cross_entropy_with_logits.binary_cross_entropy_with_logits
     )
+    conv2d = accepts_arrays(_conv2d.conv2d)
+    conv2d_act = accepts_arrays(_conv2d.conv2d_act)
+    conv_transpose2d = accepts_arrays(_conv_transpose2d.conv_transpose2d)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     embedding = accepts_arrays(_embedding.embedding)
@@ -102,6 +107,9 @@ __all__ = [
     "avg_pool2d",
     "batch_norm_act",
     "binary_cross_entropy_with_logits",
+    "conv2d",
+    "conv2d_act",
+    "conv_transpose2d",
     "cross_entropy",
     "dequantize",
     "dequantize_weight",

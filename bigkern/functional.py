@@ -24,6 +24,8 @@ from .ops.embedding_layer_norm import embedding_layer_norm
 from .ops.gated_act import gated_act, geglu, swiglu
 from .ops.group_norm import group_norm
 from .ops.gru import gru as gru_layer
+from .ops.conv2d import conv2d, conv2d_act
+from .ops.conv_transpose2d import conv_transpose2d
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.linear_cross_entropy import linear_cross_entropy
@@ -42,6 +44,9 @@ __all__ = [
     "batch_norm",
     "batch_norm_act",
     "binary_cross_entropy_with_logits",
+    "conv2d",
+    "conv2d_act",
+    "conv_transpose2d",
     "cross_entropy",
     "distillation_loss",
     "embedding",

@@ -38,6 +38,10 @@ static void define_functions(py::module_& module) {
   module.def("avg_pool2d_backward", &bigkern::avg_pool2d_backward, release_gil());
   module.def("batch_norm_act_forward", &bigkern::batch_norm_act_forward, release_gil());
   module.def("batch_norm_act_backward", &bigkern::batch_norm_act_backward, release_gil());
+  module.def("conv2d_forward", &bigkern::conv2d_forward, release_gil());
+  module.def("conv2d_backward", &bigkern::conv2d_backward, release_gil());
+  module.def("conv_transpose2d_forward", &bigkern::conv_transpose2d_forward, release_gil());
+  module.def("conv_transpose2d_backward", &bigkern::conv_transpose2d_backward, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("embedding_forward", &bigkern::embedding_forward, release_gil());

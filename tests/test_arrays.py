@@ -10,6 +10,7 @@ import bigkern
 
 OPS = (
     *("attention", "attention_with_lse", "cross_entropy", "dequantize"),
+    *("conv2d", "conv2d_act", "conv_transpose2d"),
     *("int8_linear", "linear_act", "quantize"),
     *("layer_norm", "rms_norm", "add_layer_norm", "add_layer_norm_with_sum"),
     *("gru", "lstm", "rnn"),
@@ -43,6 +44,9 @@ def calls():
     return {
         "attention": ((query, key, value), {"attn_mask": generator.random((5, 7)) < 0.8}),
         "attention_with_lse": ((query, key, value), {"is_causal": True}),
+        "conv2d": ((floats(2, 3, 5, 6), floats(4, 3, 3, 3)), {"bias": floats(4), "padding": 1}),
+        "conv2d_act": ((floats(2, 3, 5, 6), floats(4, 3, 3, 3)), {"bias": floats(4)}),
+        "conv_transpose2d": ((floats(2, 3, 5, 6), floats(3, 4, 3, 3)), {"bias": floats(4), "stride": 2}),
         "cross_entropy": ((floats(4, 9), np.arange(4)), {"weight": floats(9) ** 2}),
         "dequantize": ((numbers, floats(6) ** 2), {"axis": 0, "dtype": torch.float16}),
         "int8_linear": ((floats(3, 8), numbers, floats(6) ** 2), {"bias": floats(6), "activation": "gelu"}),

@@ -6,6 +6,7 @@ in float32 and rounded to the dtype under test. Sizes are odd, so that every ker
 
 from .attention import ATTENTION
 from .case import ALL_DTYPES, Case
+from .convolution import CONV2D, CONV_TRANSPOSE2D
 from .cross_entropy import CROSS_ENTROPY
 from .embedding import EMBEDDING, EMBEDDING_BAG, EMBEDDING_LAYER_NORM
 from .gated_act import GATED_ACT
@@ -25,6 +26,8 @@ __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 CASES = [
     *ATTENTION,
     *LINEAR_ACT,
+    *CONV2D,
+    *CONV_TRANSPOSE2D,
     *CROSS_ENTROPY,
     *LOSSES,
     *LAYER_NORM,

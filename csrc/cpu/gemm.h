@@ -63,21 +63,50 @@ inline ThreadGrid choose_thread_grid(int64_t M, int64_t N, int64_t K, int64_t ti
 
 struct GemmWorkspace;
 
+// A matrix as one side of the product: its rows (of A, or of B transposed) are packed side by side.
+//
+// What else can pack itself in this way can be multiplied, too: `width` rows of `depth` values, of which `pack` writes
+// [step][pitch] for `steps` steps from `step` on; rows beyond the last wanted are there to fill whole vectors.
+template <class Reader, class T>
+class MatrixOperand {
+  static constexpr int64_t kDepth = packed_traits<typename Reader::packed>::depth;
+
+ public:
+  explicit MatrixOperand(const Matrix<T>& rows) : rows_(rows) {}
+  int64_t width() const { return rows_.rows; }
+  int64_t depth() const { return rows_.cols; }
+
+  // Where memory runs along the width, a few steps of all panels at a time: whole rows are read, not strips of them.
+  int64_t packing_steps(int64_t count) const {
+    return rows_.row_stride == 1 && rows_.col_stride != 1 ? std::min<int64_t>(16, count) : count;
+  }
+
+  void pack(int64_t first, int64_t width, int64_t step, int64_t steps, int64_t pitch,
+            typename Reader::packed* panel) const {
+    const int64_t k = step * kDepth, depth = std::min(steps * kDepth, rows_.cols - k);
+    Strip<T> strip = {rows_.data + first * rows_.row_stride + k * rows_.col_stride, width, depth, rows_.row_stride,
+                      rows_.col_stride};
+    pack_panel<Reader>(strip, static_cast<int>(pitch), panel);
+  }
+
+ private:
+  const Matrix<T> rows_;
+};
+
 // One thread's rectangle of the product. The epilogue is called as epilogue(row, col, rows, cols, sums, sums_pitch) on
 // finished tiles.
-template <class Reader, class T, class Epilogue>
+template <class P, class OperandA, class OperandB, class Epilogue>
 class RectangleProduct {
-  using P = typename Reader::packed;
   using A = typename packed_traits<P>::accumulator;
   using Block = Blocking<P>;
   static constexpr int64_t kDepth = packed_traits<P>::depth, kLanes = packed_lanes<P>, kPitch = kRowPitch<P>;
   static constexpr int64_t kTileCols = kTileColumns<P>;
 
  public:
-  RectangleProduct(const Matrix<T>& a, const Matrix<T>& b, const Range2d& range, const Epilogue& epilogue)
+  RectangleProduct(const OperandA& a, const OperandB& b, const Range2d& range, const Epilogue& epilogue)
       : a_(a), b_(b), range_(range), epilogue_(epilogue) {
     const int64_t M = range.row_end - range.row_begin, N = range.col_end - range.col_begin;
-    steps_ = (a.cols + kDepth - 1) / kDepth;
+    steps_ = (a.depth() + kDepth - 1) / kDepth;
     panels_ = (M + kTileRows - 1) / kTileRows;
     block_steps_ = std::min(steps_, Block::kSteps);
     // B is packed once for all blocks of rows, so a second block asks for its whole depth to be kept.
@@ -126,35 +155,25 @@ class RectangleProduct {
     return static_cast<int>((tile_cols(cols, j) + kLanes - 1) / kLanes);
   }
 
-  // Where memory runs along the width, a few steps of all panels at a time: whole rows are read, not strips of them.
-  static int64_t packing_steps(int64_t width_stride, int64_t depth_stride, int64_t count) {
-    return width_stride == 1 && depth_stride != 1 ? std::min<int64_t>(16, count) : count;
-  }
-
   void pack_b(int64_t col, int64_t cols, int64_t step, int64_t count, P* block) const {
-    const int64_t stride = std::max<int64_t>(packing_steps(b_.col_stride, b_.row_stride, count), 1);
+    const int64_t stride = std::max<int64_t>(b_.packing_steps(count), 1);
     for (int64_t s = 0; s < count; s += stride) {
-      const int64_t k = (step + s) * kDepth, depth = std::min(std::min(stride, count - s) * kDepth, b_.rows - k);
       for (int64_t j = 0; j < cols; j += kTileCols) {
         const int64_t pitch = tile_vectors(cols, j) * kLanes;
-        Strip<T> strip = {b_.data + k * b_.row_stride + (col + j) * b_.col_stride, tile_cols(cols, j), depth,
-                          b_.col_stride, b_.row_stride};
-        pack_panel<Reader>(strip, static_cast<int>(pitch), block + j * count + s * pitch);
+        b_.pack(col + j, tile_cols(cols, j), step + s, std::min(stride, count - s), pitch,
+                block + j * count + s * pitch);
       }
     }
   }
 
   void pack_a(int64_t first, int64_t last, int64_t step, int64_t count) const {
-    const int64_t stride = std::max<int64_t>(packing_steps(a_.row_stride, a_.col_stride, count), 1);
+    const int64_t stride = std::max<int64_t>(a_.packing_steps(count), 1);
     for (int64_t s = 0; s < count; s += stride) {
-      const int64_t k = (step + s) * kDepth, depth = std::min(std::min(stride, count - s) * kDepth, a_.cols - k);
       for (int64_t panel = first; panel < last; ++panel) {
         const int64_t row = panel_row(panel);
         // Whole vectors pack faster: rows that follow the panel's own come along, and nobody reads them.
-        const int64_t width = std::min<int64_t>(kPitch, a_.rows - row);
-        Strip<T> strip = {a_.data + row * a_.row_stride + k * a_.col_stride, width, depth, a_.row_stride,
-                          a_.col_stride};
-        pack_panel<Reader>(strip, kPitch, packed_a_ + ((panel - first) * count + s) * kPitch);
+        a_.pack(row, std::min<int64_t>(kPitch, a_.width() - row), step + s, std::min(stride, count - s), kPitch,
+                packed_a_ + ((panel - first) * count + s) * kPitch);
       }
     }
   }
@@ -177,8 +196,8 @@ class RectangleProduct {
     }
   }
 
-  const Matrix<T>& a_;
-  const Matrix<T>& b_;
+  const OperandA& a_;
+  const OperandB& b_;
   const Range2d range_;
   const Epilogue& epilogue_;
   int64_t steps_, panels_, block_steps_, block_cols_;
@@ -189,11 +208,11 @@ class RectangleProduct {
   P* packed_b_ = nullptr;
 };
 
-template <class Reader, class T, class Epilogue>
-void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
-  using P = typename Reader::packed;
-  const int64_t M = a.rows, N = b.cols;
-  ThreadGrid grid = choose_thread_grid(M, N, a.cols, kTileRows, kTileColumns<P>);
+// epilogue(A B) for operands that pack themselves into values of type P.
+template <class P, class OperandA, class OperandB, class Epilogue>
+void multiply_operands(const OperandA& a, const OperandB& b, const Epilogue& epilogue) {
+  const int64_t M = a.width(), N = b.width();
+  ThreadGrid grid = choose_thread_grid(M, N, a.depth(), kTileRows, kTileColumns<P>);
   // Columns are divided at whole tiles, rows anywhere.
   const int64_t col_tiles = (N + kTileColumns<P> - 1) / kTileColumns<P>;
   parallel_for(grid.rows * grid.cols, 1, [&](int64_t begin, int64_t end) {
@@ -202,9 +221,15 @@ void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogu
       Range2d range = {i * M / grid.rows, (i + 1) * M / grid.rows, j * col_tiles / grid.cols * kTileColumns<P>,
                        std::min((j + 1) * col_tiles / grid.cols * kTileColumns<P>, N)};
       if (range.row_begin < range.row_end && range.col_begin < range.col_end)
-        RectangleProduct<Reader, T, Epilogue>(a, b, range, epilogue).run();
+        RectangleProduct<P, OperandA, OperandB, Epilogue>(a, b, range, epilogue).run();
     }
   });
+}
+
+template <class Reader, class T, class Epilogue>
+void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogue) {
+  MatrixOperand<Reader, T> rows(a), cols(transposed(b));
+  multiply_operands<typename Reader::packed>(rows, cols, epilogue);
 }
 
 // Where dot products beat packing, as measured on Zen 4: what they save is the packing of B, which weighs less the more

@@ -60,6 +60,23 @@ void batch_norm_act_backward(const Tensor& grad_output, const Tensor& input, con
                              bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
                              bool needs_residual_grad, const Tensor& grad_input, const Tensor& grad_weight,
                              const Tensor& grad_bias, const Tensor& grad_residual);
+void conv2d_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t stride_h, int64_t stride_w,
+                    int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                    const std::string& activation, const Tensor& output);
+void conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, int64_t stride_h,
+                     int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+                     int64_t groups, bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
+                     const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias);
+
+void conv_transpose2d_forward(const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t stride_h,
+                              int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t output_padding_h,
+                              int64_t output_padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                              const Tensor& output);
+void conv_transpose2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, int64_t stride_h,
+                               int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t output_padding_h,
+                               int64_t output_padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                               bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
+                               const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias);
 
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
