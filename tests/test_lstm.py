@@ -29,3 +29,15 @@ class TestLstm(RecurrentTests):
 def test_projection_is_refused():
     with pytest.raises(NotImplementedError, match="LSTM: proj_size must be 0, got 2"):
         bigkern.nn.LSTM(3, 4, proj_size=2)
+
+
+def test_auto_leaves_bfloat16_of_several_sequences_to_pytorch_and_says_so():
+    for batch, chosen in ((4, "cpu"), (8, "torch")):
+        states = [torch.zeros(1, batch, 5, dtype=torch.bfloat16) for _ in range(2)]
+        params = [torch.randn(20, size, dtype=torch.bfloat16) for size in (3, 5)]
+        input = torch.randn(2, batch, 3, dtype=torch.bfloat16)
+        arguments = (input, states, params, False, 1, 0.0, False, False, False)
+        *_, decision = bigkern.explain(bigkern.functional.lstm, *arguments)
+        assert decision.chosen == chosen
+        assert chosen == "cpu" or "measured" in decision.reasons["cpu"]
+        assert bigkern.functional.lstm(*arguments)[0].shape == (2, batch, 5)
