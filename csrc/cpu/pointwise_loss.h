@@ -144,7 +144,7 @@ void forward(const Problem<T>& problem, T* loss, const LossOf& loss_of) {
         group += value;
         if (i / kLanes % 16 != 15) return;
         sum += group;
-        group = {};
+        group = vec<A>{};
       });
       if (!per_element)
         for (int lane = 0; lane < kLanes; ++lane) partial[chunk] += double(sum[lane]) + double(group[lane]);
