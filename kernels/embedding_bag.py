@@ -7,6 +7,8 @@ import triton.language as tl
 from .common import COMPILE_OPTIONS, INTERPRET, block_size_for_row, num_warps_for, on_device_of
 from .embedding_rows import launch_table_gradient
 
+# No padding: -1 would take an index of -1, which is no row, for it.
+NO_PADDING = -(2**63)
 # Rows of a bag that are read side by side, and columns.
 BLOCK_PLACES, MOST_COLS = (4, 32) if INTERPRET else (8, 256)
 
@@ -58,7 +60,7 @@ def embedding_bag_kernel(
         winner = tl.full((BLOCK_COLS,), -1, tl.int64)
         for place in range(begin, end):
             row = tl.load(input_ptr + place * input_stride).to(tl.int64)
-            if (row != padding_idx) | (padding_idx < 0):
+            if row != padding_idx:
                 size += 1
                 is_row = cols < tl.where((row >= 0) & (row < num_rows), num_cols, 0)
                 value = tl.load(weight_ptr + row * weight_row_stride + col_offsets, mask=is_row, other=float("nan"))
@@ -74,7 +76,7 @@ def embedding_bag_kernel(
         for first in range(begin, end, BLOCK_PLACES):
             places = first + tl.arange(0, BLOCK_PLACES)
             row = tl.load(input_ptr + places * input_stride, mask=places < end, other=0).to(tl.int64)
-            counts = (places < end) & ((row != padding_idx) | (padding_idx < 0))
+            counts = (places < end) & (row != padding_idx)
             size += tl.sum(counts.to(tl.int64), axis=0)
             is_row = (row >= 0) & (row < num_rows)
             offsets = row[:, None] * weight_row_stride + col_offsets[None, :]
@@ -154,7 +156,7 @@ def embedding_bag_forward(
             weight.shape[0],
             len(offsets),
             num_cols,
-            padding_idx,
+            padding_idx if padding_idx >= 0 else NO_PADDING,
             input.stride(0),
             *weight.stride(),
             offsets.stride(0),
