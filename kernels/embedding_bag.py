@@ -68,7 +68,8 @@ def embedding_bag_kernel(
                 # The first of equal values wins, and NaN of the table only where it comes first.
                 wins = (winner < 0) | (value > best) | (is_row == 0)
                 best = tl.where(wins, value, best)
-                winner = tl.where(wins, row, winner)
+                # Not negative, so that its NaN stays; and no row, so that it has no gradient.
+                winner = tl.where(wins, tl.where(is_row, row, num_rows), winner)
         tl.store(winners_ptr + bag * num_cols + cols, winner, mask=in_row)
         tl.store(output_ptr + bag * num_cols + cols, best.to(output_ptr.dtype.element_ty), mask=in_row)
     else:
