@@ -7,6 +7,8 @@ import triton.language as tl
 from .common import COMPILE_OPTIONS, INTERPRET, block_size_for_row, num_warps_for, on_device_of
 from .embedding_rows import launch_table_gradient
 
+# No padding: -1 would take an index of -1, which is no row, for it.
+NO_PADDING = -(2**63)
 # Rows of a bag that are read side by side, and columns.
 BLOCK_PLACES, MOST_COLS = (4, 32) if INTERPRET else (8, 256)
 
@@ -58,7 +60,7 @@ def embedding_bag_kernel(
         winner = tl.full((BLOCK_COLS,), -1, tl.int64)
         for place in range(begin, end):
             row = tl.load(input_ptr + place * input_stride).to(tl.int64)
-            if (row != padding_idx) | (padding_idx < 0):
+            if row != padding_idx:
                 size += 1
                 is_row = cols < tl.where((row >= 0) & (row < num_rows), num_cols, 0)
                 value = tl.load(weight_ptr + row * weight_row_stride + col_offsets, mask=is_row, other=float("nan"))
@@ -66,7 +68,8 @@ def embedding_bag_kernel(
                 # The first of equal values wins, and NaN of the table only where it comes first.
                 wins = (winner < 0) | (value > best) | (is_row == 0)
                 best = tl.where(wins, value, best)
-                winner = tl.where(wins, row, winner)
+                # Not negative, so that its NaN stays; and no row, so that it has no gradient.
+                winner = tl.where(wins, tl.where(is_row, row, num_rows), winner)
         tl.store(winners_ptr + bag * num_cols + cols, winner, mask=in_row)
         tl.store(output_ptr + bag * num_cols + cols, best.to(output_ptr.dtype.element_ty), mask=in_row)
     else:
@@ -74,7 +77,7 @@ def embedding_bag_kernel(
         for first in range(begin, end, BLOCK_PLACES):
             places = first + tl.arange(0, BLOCK_PLACES)
             row = tl.load(input_ptr + places * input_stride, mask=places < end, other=0).to(tl.int64)
-            counts = (places < end) & ((row != padding_idx) | (padding_idx < 0))
+            counts = (places < end) & (row != padding_idx)
             size += tl.sum(counts.to(tl.int64), axis=0)
             is_row = (row >= 0) & (row < num_rows)
             offsets = row[:, None] * weight_row_stride + col_offsets[None, :]
@@ -154,7 +157,7 @@ def embedding_bag_forward(
             weight.shape[0],
             len(offsets),
             num_cols,
-            padding_idx,
+            padding_idx if padding_idx >= 0 else NO_PADDING,
             input.stride(0),
             *weight.stride(),
             offsets.stride(0),
