@@ -15,9 +15,9 @@ from ..norm_arguments import FLOATING, triton_supports
 from ..registration import Kernel, too_small
 
 INDICES = (torch.int32, torch.int64)
-# Below this many elements of the output, what a call costs before its kernel outweighs what the kernel saves.
+# Below this many elements of the output, a call is expected to cost more around its kernel than the kernel saves.
 SMALL = 1 << 15
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements"
+SMALL_REASON = f"calls of fewer than {SMALL} elements are left to PyTorch, a bound that is estimated, not measured"
 SPARSE_REASON = "sparse gradients are PyTorch's"
 
 

@@ -17,9 +17,9 @@ from ..registration import Kernel, too_small
 from .embedding import INDICES, check_table, hand_over_sparse, occurrence_counts
 
 MODES = ("sum", "mean", "max")
-# Below this many elements read from the table, what a call costs before its kernel outweighs what the kernel saves.
+# Below this many elements read from the table, a call is expected to cost more around its kernel than the kernel saves.
 SMALL = 1 << 15
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements"
+SMALL_REASON = f"calls of fewer than {SMALL} elements are left to PyTorch, a bound that is estimated, not measured"
 
 
 def embedding_bag(

@@ -14,9 +14,9 @@ from ..norm_arguments import FLOATING, statistics_dtype, triton_supports
 from ..registration import Kernel, too_small
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-# Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
+# Below this many elements, a call is expected to cost more around its kernel than the kernel saves.
 SMALL = 1 << 14
-SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} elements"
+SMALL_REASON = f"calls of fewer than {SMALL} elements are left to PyTorch, a bound that is estimated, not measured"
 
 
 def swiglu(gate, up=None) -> torch.Tensor:

@@ -13,9 +13,9 @@ from ..norm_arguments import FLOATING, statistics_dtype, triton_supports
 from ..registration import Kernel, too_small
 from .embedding import INDICES
 
-# Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
+# Below this many elements, a call is expected to cost more around its kernel than the kernel saves.
 SMALL = 1 << 11
-SMALL_REASON = f"PyTorch's own operators measured faster below {SMALL} elements"
+SMALL_REASON = f"calls of fewer than {SMALL} elements are left to PyTorch, a bound that is estimated, not measured"
 
 
 def rotary_embedding(input, cos, sin, interleaved=False, position_ids=None, offset=0) -> torch.Tensor:
