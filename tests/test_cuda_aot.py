@@ -54,6 +54,11 @@ KINDS = {
     "int8_linear_warpgroup_kernel": "matrix",
     "linear_act_kernel": "matrix",
     "linear_act_warpgroup_kernel": "matrix",
+    "norm_backward_rows_kernel": "stream",
+    "norm_backward_strips_kernel": "stream",
+    "norm_backward_sums_kernel": "read",
+    "norm_forward_kernel": "stream",
+    "norm_reduce_kernel": "small",
     "quantize_columns_kernel": "read",
     "quantize_kernel": "read",
     "quantize_long_rows_kernel": "stream",
@@ -173,11 +178,12 @@ def test_every_source_and_kernel_is_launched_by_a_common_call():
 
 @cache
 def parameters_in(source):
-    """{kernel: [type of each parameter]} as csrc/cuda/<source>.cu declares them."""
+    """{kernel: [type of each parameter]} as csrc/cuda/<source>.cu and its headers declare them."""
     macros = {}
-    for text in source_files.with_headers(source).values():
+    texts = source_files.with_headers(source).values()
+    for text in texts:
         macros |= re.findall(r"^#define (\w+) ((?:[^\n]*\\\n)*[^\n]*)", text, re.M)
-    text = re.sub(r"//[^\n]*", "", source_files.read(f"{source}.cu"))
+    text = re.sub(r"//[^\n]*", "", "\n".join(texts))
     kernel = r"^KERNEL\b\s*(?:__launch_bounds__\(.*?\)\s*)?(\w+)\((.*?)\)\s*\{"
     kernels = {}
     for name, parameters in re.findall(kernel, text, re.M | re.S):

@@ -82,10 +82,40 @@ def attention(tensor):
         bigkern.attention(query, key, value, mask, dropout_p=0.1).sum().backward()
 
 
+# Rows of a warp, of a block, and longer than shared memory.
+NORM_SHAPES = ((8192, 768), (8192, 4096), (1024, 131072))
+
+
+def layer_norm(tensor):
+    for rows, columns in NORM_SHAPES:
+        input, weight, bias = (
+            tensor(*shape, requires_grad=True) for shape in ((rows, columns), (columns,), (columns,))
+        )
+        bigkern.layer_norm(input, (columns,), weight, bias).sum().backward()
+
+
+def rms_norm(tensor):
+    for rows, columns in NORM_SHAPES:
+        input, weight = tensor(rows, columns, requires_grad=True), tensor(columns, requires_grad=True)
+        bigkern.rms_norm(input, (columns,), weight).sum().backward()
+
+
+def add_layer_norm(tensor):
+    for rows, columns in NORM_SHAPES:
+        input, residual = (tensor(rows, columns, requires_grad=True) for _ in range(2))
+        weight, bias = (tensor(columns, requires_grad=True) for _ in range(2))
+        for dropout_p in (0.0, 0.1):
+            results = bigkern.add_layer_norm_with_sum(input, residual, (columns,), weight, bias, dropout_p=dropout_p)
+            torch.autograd.backward(results, [tensor(rows, columns)] * 2)
+
+
 CALLS = {
+    "add_layer_norm": add_layer_norm,
     "attention": attention,
     "cross_entropy": cross_entropy,
     "int8_linear": int8_linear,
+    "layer_norm": layer_norm,
     "linear_act": linear_act,
     "quantize": quantize,
+    "rms_norm": rms_norm,
 }

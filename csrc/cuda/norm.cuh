@@ -55,6 +55,30 @@ struct Parameter {
   }
 };
 
+// ---- results -------------------------------------------------------------------------------------------------------
+
+// The 32 bits of which value i, or 2 * i and the next one, are part.
+template <class T, int width>
+DEVICE uint32 word_of(const float (&values)[width], int i) {
+  if constexpr (sizeof(T) == 4)
+    return __float_as_uint(values[i]);
+  else
+    return pack<T>(values[2 * i], values[2 * i + 1]);
+}
+
+// One access of 16 bytes, or one number.
+template <int width>
+DEVICE void store_rounded(SCALAR* pointer, const float (&values)[width]) {
+  if constexpr (width == 1) {
+    *pointer = from_float<SCALAR>(values[0]);
+  } else {
+    uint32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = word_of<SCALAR>(values, i);
+    store_16(pointer, words);
+  }
+}
+
 // ---- dropout -------------------------------------------------------------------------------------------------------
 
 // What elements of input are multiplied by: 0, or 1 / (1 - dropout_p).
@@ -142,7 +166,7 @@ struct Normalization {
     }
     if (output == nullptr) return;
     const float scale = 1.0f / sqrtf(variance + eps);
-    row.visit(team, [&](int64 column, auto x) {
+    row.visit(team, [&](int64 column, const auto& x) {
       constexpr int width = sizeof(x) / sizeof(SCALAR);
       float weights[width], biases[width];
       weight.load(weights, column);
@@ -150,9 +174,9 @@ struct Normalization {
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         const float normalized = ((to_float(x.values[i]) - center) - rest) * scale;
-        x.values[i] = from_float<SCALAR>(fmaf(normalized, weights[i], biases[i]));
+        weights[i] = fmaf(normalized, weights[i], biases[i]);
       }
-      store_vector(output + column, x);
+      store_rounded(output + column, weights);
     });
     if (team.rank != 0) return;
     if (mean != nullptr) *mean = center + rest;

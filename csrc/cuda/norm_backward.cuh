@@ -97,22 +97,14 @@ struct Gradients {
 #pragma unroll
       for (int i = 0; i < width; ++i) gradient[i] += to_float(added.values[i]);
     }
-    store(grad_input + row * columns + column, gradient);
+    store_rounded(grad_input + row * columns + column, gradient);
     if (kAddition && grad_dropped != nullptr) {
       float factors[width];
       dropout.factors(factors, row, column);
 #pragma unroll
       for (int i = 0; i < width; ++i) gradient[i] *= factors[i];
-      store(grad_dropped + row * columns + column, gradient);
+      store_rounded(grad_dropped + row * columns + column, gradient);
     }
-  }
-
-  template <int width>
-  DEVICE static void store(SCALAR* pointer, const float (&values)[width]) {
-    Vector<SCALAR, width> rounded;
-#pragma unroll
-    for (int i = 0; i < width; ++i) rounded.values[i] = from_float<SCALAR>(values[i]);
-    store_vector(pointer, rounded);
   }
 };
 
@@ -176,17 +168,21 @@ DEVICE void backward_of_rows(const Gradients& task, const float* mean, const flo
     cp_async_wait<0>();
 
     RowSums sums = {0, 0, 0};
-    for (int a = team.rank; a < count; a += team.size) task.add_to(sums, a * width, row_mean, inputs[a], grads[a]);
+    for (int a = team.rank; a < count; a += team.size) {
+      const Access x = inputs[a], grad = grads[a];
+      task.add_to(sums, a * width, row_mean, x, grad);
+    }
     sums = team_reduce(sums, Sum(), team.size, scratch);
     const RowTerms terms = terms_of(row_mean, row_rstd, sums, columns);
 
     for (int a = team.rank; a < count; a += team.size) {
+      const Access x = inputs[a], grad = grads[a];
       float weight_terms[width];
-      task.write(weight_terms, row, a * width, terms, inputs[a], grads[a]);
+      task.write(weight_terms, row, a * width, terms, x, grad);
       if (partial_weight != nullptr) weight_sums.add(a, weight_terms);
       if (partial_bias != nullptr) {
         float bias_terms[width];
-        to_floats(grads[a], bias_terms);
+        to_floats(grad, bias_terms);
         bias_sums.add(a, bias_terms);
       }
     }

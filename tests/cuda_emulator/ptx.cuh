@@ -68,6 +68,15 @@ DEVICE int round_to_int8(float x) {
 DEVICE float exp2_approx(float x) { return emulator::flush_subnormal(exp2f(emulator::flush_subnormal(x))); }
 DEVICE float log2_approx(float x) { return emulator::flush_subnormal(log2f(emulator::flush_subnormal(x))); }
 
+// ---- global memory -------------------------------------------------------------------------------------------------
+
+DEVICE void store_16(void* global, const uint32 (&words)[4]) {
+  struct alignas(16) Access {
+    uint32 words[4];
+  };
+  *static_cast<Access*>(global) = {words[0], words[1], words[2], words[3]};
+}
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 DEVICE uint32 shared_address(const void* pointer) { return uint32(__cvta_generic_to_shared(pointer)); }
