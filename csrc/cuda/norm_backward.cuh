@@ -204,7 +204,7 @@ DEVICE void backward_of_rows(const Gradients& task, const float* mean, const flo
 
 // Every block deals its teams every gridDim-th group of rows, and leaves its sums in row blockIdx of the partial
 // gradients [blocks, columns] (null where not wanted). `wide`: all rows begin at addresses of 16 bytes, and end there.
-KERNEL __launch_bounds__(512)
+KERNEL __launch_bounds__(512, 1)  // without the 1, ptxas saves registers by spilling
     norm_backward_rows_kernel(const SCALAR* grad_output, const SCALAR* input, const void* weight, const float* mean,
                               const float* rstd, const SCALAR* grad_sum, const int64* rng_state, SCALAR* grad_input,
                               SCALAR* grad_dropped, float* partial_weight, float* partial_bias, int64 rows,
