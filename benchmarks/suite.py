@@ -49,6 +49,7 @@ SUITES = (
     "add_layer_norm",
     "attention",
     "int8_linear",
+    "weight_only_linear",
     "sgd",
     "adam",
     "rmsprop",
