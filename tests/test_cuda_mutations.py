@@ -75,6 +75,20 @@ def check_layer_norm():
     _check(lambda x, w, b: bigkern.layer_norm(x, (40,), w, b), lambda x, w, b: F.layer_norm(x, (40,), w, b), leaves)
 
 
+def check_adam():
+    shapes = ((13, 11), (4099,))
+    lists = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    lists += [[torch.rand(shape) for shape in shapes], [], [torch.tensor(2.0), torch.tensor(7.0)]]
+    results = []
+    for backend, dtype in (("cuda", torch.float32), ("reference", torch.float64), ("torch", torch.float32)):
+        copies = [[tensor.to(dtype, copy=True) for tensor in tensors] for tensors in lists]
+        with bigkern.use_backend(backend):
+            bigkern.adam(*copies, lr=0.1, weight_decay=0.1)
+        results.append([torch.cat([t.reshape(-1) for t in tensors]) for tensors in copies[:4]])
+    for own, right, other in zip(*results, strict=True):
+        assert_within_policy(own, right, other)
+
+
 def check_add_layer_norm():
     tensors = [torch.randn(shape) for shape in ((5, 40), (5, 40), (40,), (40,))]
     call = lambda: add_layer_norm_forward(*tensors, torch.tensor([77 << 33, 12]), 1e-5, 0.3, True)  # noqa: E731
@@ -152,6 +166,10 @@ MUTATIONS = [
              "__syncthreads();\n  for (int column = threadIdx.x;", "for (int column = threadIdx.x;", check_layer_norm, "race"),
     Mutation("the mask of the next four columns", "norm.cuh",
              "column / 4 + quad", "column / 4 + quad + 1", check_add_layer_norm),
+    Mutation("the last elements of a tensor left out", "multi_tensor.cuh",
+             "i = vectors_end + threadIdx.x; i < end;", "i = vectors_end + threadIdx.x; i < end - 1;", check_adam),
+    Mutation("the state of another tensor", "multi_tensor.cuh",
+             "addresses[row * tensors + tensor]", "addresses[row * tensors + (row > kMaster ? 0 : tensor)]", check_adam),
     Mutation("no barrier between a tile and the next load", "attention.cu",
              "__syncthreads();  // this tile has come, and every warp is done with the stage that the next load overwrites",
              "", check_attention),
