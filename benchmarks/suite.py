@@ -132,10 +132,11 @@ def training_step(call: Callable, inputs: dict, gradients: tuple[str, ...]) -> C
 
 @dataclass
 class Candidates:
-    """What to time, by name; what to do before a timed call, for some; and why others are not among them."""
+    """What to time, by name; what to do before a timed call, for some; why torch.compile or a peer is not timed."""
 
     calls: dict[str, Callable] = field(default_factory=dict)
     prepare: dict[str, Callable] = field(default_factory=dict)
+    not_compiled: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
 
     def add_peer(self, name: str, peer: Callable | WithBackward, inputs: dict, gradients: tuple[str, ...]):
@@ -171,7 +172,7 @@ def candidates_for(case: Case, inputs: dict, training: bool, compiled: bool, all
         if isinstance(peer, WithBackward) or not training:
             found.add_peer(name, peer, inputs, gradients)
     if not compiled:
-        found.left_out["compile"] = "not asked for"
+        found.not_compiled = "not asked for"
         return found
     # Cases made by one function share its code object, and Dynamo gives up after a few shapes of one code object.
     torch._dynamo.reset()
@@ -181,7 +182,7 @@ def candidates_for(case: Case, inputs: dict, training: bool, compiled: bool, all
         found.calls["compile"]()
     except torch._dynamo.exc.TorchDynamoException as error:
         found.calls.pop("compile", None)
-        found.left_out["compile"] = str(error).partition("\n")[0]
+        found.not_compiled = str(error).partition("\n")[0]
     return found
 
 
@@ -209,8 +210,7 @@ def measure(
         "pass": "forward+backward" if training else "forward",
         "backends": sorted({decision.chosen for decision in chosen}),
         "timings": timings,
-        # Why torch.compile or a peer was not timed, by name.
-        "left_out": candidates.left_out,
+        "not_compiled": candidates.not_compiled,
         # How many times as long as bigkern the other takes: above 1, bigkern is faster.
         "ratio": {name: timing["median_s"] / median for name, timing in timings.items() if name != "bigkern"},
         "gflops": flops / median / 1e9,
@@ -220,6 +220,8 @@ def measure(
         "flops": flops,
         "bytes": nbytes,
         "target": case.target,
+        # Peers that were not timed, by name, and why.
+        **({"left_out": candidates.left_out} if candidates.left_out else {}),
     }
 
 
@@ -351,8 +353,11 @@ def show(record: dict, console: Console):
     limits = peaks + ([f"copy, GB/s: {' '.join(copies)}"] if copies else [])
     if limits:
         console.print(f"  [dim]limits: {', '.join(limits)}[/dim]", soft_wrap=True)
-    left_out = dict.fromkeys(item for result in record["results"] for item in result["left_out"].items())
-    for name, reason in left_out:
+    reasons = {
+        ("torch.compile", result["not_compiled"]): None for result in record["results"] if result["not_compiled"]
+    }
+    reasons |= dict.fromkeys(item for result in record["results"] for item in result.get("left_out", {}).items())
+    for name, reason in reasons:
         console.print(f"  [dim]{escape(name)} left out: {escape(reason)}[/dim]")
 
 

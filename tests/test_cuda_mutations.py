@@ -78,7 +78,11 @@ def check_layer_norm():
 def check_adam():
     shapes = ((13, 11), (4099,))
     lists = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
-    lists += [[torch.rand(shape) for shape in shapes], [], [torch.tensor(2.0), torch.tensor(7.0)]]
+    lists += [
+        [torch.rand(shape) for shape in shapes],
+        [],
+        [torch.tensor(2.0) for _ in shapes],
+    ]  # of one count: in one launch
     results = []
     for backend, dtype in (("cuda", torch.float32), ("reference", torch.float64), ("torch", torch.float32)):
         copies = [[tensor.to(dtype, copy=True) for tensor in tensors] for tensors in lists]

@@ -4,10 +4,10 @@
 
 struct Adam {
   float lr, decay, eps, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2_sqrt;
-  bool near_start, decoupled;
+  bool near_start, decoupled, amsgrad;
 
-  // Leaves the averages and the parameter as they are after the step; `largest` is AMSGrad's, null without it.
-  DEVICE void update(float& param, float grad, float& average, float& square, float* largest) const {
+  // Leaves the averages and the parameter as they are after the step.
+  DEVICE void update(float& param, float grad, float& average, float& square, float& largest) const {
     if (decoupled)
       param *= 1.0f - lr * decay;
     else if (decay != 0)
@@ -15,8 +15,8 @@ struct Adam {
     average = near_start ? fmaf(one_minus_beta1, grad - average, average)
                          : grad - (1.0f - one_minus_beta1) * (grad - average);
     square = beta2 * square + one_minus_beta2 * grad * grad;
-    float second = square;
-    if (largest != nullptr) second = *largest = Max()(*largest, square);
+    if (amsgrad) largest = Max()(largest, square);
+    const float second = amsgrad ? largest : square;
     const float denominator = sqrtf(second) / correction2_sqrt + eps;
     param -= lr / correction1 * (average / denominator);
   }
@@ -41,7 +41,8 @@ KERNEL adam_kernel(const uint64* addresses, const int64* plan, const float* grad
                correction1,
                correction2_sqrt,
                bool(near_start),
-               bool(decoupled)};
+               bool(decoupled),
+               bool(amsgrad)};
   if (steps) {
     const float count = steps_of(block, kState + 3, steps == 2);
     adam.correction1 = -expm1f(count * log_beta1);
@@ -56,7 +57,7 @@ KERNEL adam_kernel(const uint64* addresses, const int64* plan, const float* grad
 
   block.visit(wide, [&](int64 i, auto size) {
     constexpr int width = decltype(size)::value;
-    float grad[width], param[width], average[width], square[width], largest[width];
+    float grad[width], param[width], average[width], square[width], largest[width] = {};
     if (taken) {
       load_gradient(grad, grads + i, factor);
       load_floats(param, weights + i);
@@ -64,8 +65,7 @@ KERNEL adam_kernel(const uint64* addresses, const int64* plan, const float* grad
       load_floats(square, squares + i);
       if (amsgrad) load_floats(largest, maxima + i);
 #pragma unroll
-      for (int k = 0; k < width; ++k)
-        adam.update(param[k], grad[k], average[k], square[k], amsgrad ? &largest[k] : nullptr);
+      for (int k = 0; k < width; ++k) adam.update(param[k], grad[k], average[k], square[k], largest[k]);
       if constexpr (MASTER) store_floats(weights + i, param);
       store_floats(params + i, param);
       store_floats(averages + i, average);

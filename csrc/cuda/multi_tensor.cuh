@@ -7,7 +7,7 @@
 // MASTER: there are masters, which are what is updated; the state is then float32 too.
 #pragma once
 
-#include <common.cuh>
+#include <floats.cuh>
 
 #ifndef SCALAR
 #define SCALAR float
@@ -31,29 +31,6 @@ struct StateType<T, true> {
   using type = float;
 };
 using State = StateType<SCALAR, bool(MASTER)>::type;
-
-template <int width, class T>
-DEVICE void load_floats(float (&values)[width], const T* pointer) {
-  constexpr int together = min_of(width, kWidest<T>);
-#pragma unroll
-  for (int part = 0; part < width; part += together) {
-    const Vector<T, together> loaded = load_vector<together>(pointer + part);
-#pragma unroll
-    for (int i = 0; i < together; ++i) values[part + i] = to_float(loaded.values[i]);
-  }
-}
-
-template <int width, class T>
-DEVICE void store_floats(T* pointer, const float (&values)[width]) {
-  constexpr int together = min_of(width, kWidest<T>);
-#pragma unroll
-  for (int part = 0; part < width; part += together) {
-    Vector<T, together> rounded;
-#pragma unroll
-    for (int i = 0; i < together; ++i) rounded.values[i] = from_float<T>(values[part + i]);
-    store_vector(pointer + part, rounded);
-  }
-}
 
 // The tensors that this block updates, and which of their elements.
 struct Block {

@@ -7,6 +7,7 @@
 // A source defines CENTERED (the mean is taken away: layer_norm) and ADDITION (rows are residual + dropout(input)).
 #pragma once
 
+#include <floats.cuh>
 #include <philox.cuh>
 #include <rows.cuh>
 
@@ -21,7 +22,7 @@ constexpr int kWidth = kWidest<SCALAR>;
 // ---- parameters ----------------------------------------------------------------------------------------------------
 
 template <int width, class T>
-DEVICE void load_floats(float (&values)[width], const T* pointer) {
+DEVICE void load_parameter(float (&values)[width], const T* pointer) {
   constexpr int together = min_of(width, kWidest<T>);
   if (reinterpret_cast<uint64>(pointer) % (together * sizeof(T)) == 0) {
 #pragma unroll
@@ -48,36 +49,12 @@ struct Parameter {
 #pragma unroll
       for (int i = 0; i < width; ++i) loaded[i] = otherwise;
     } else if (is_float) {
-      load_floats(loaded, static_cast<const float*>(values) + column);
+      load_parameter(loaded, static_cast<const float*>(values) + column);
     } else {
-      load_floats(loaded, static_cast<const SCALAR*>(values) + column);
+      load_parameter(loaded, static_cast<const SCALAR*>(values) + column);
     }
   }
 };
-
-// ---- results -------------------------------------------------------------------------------------------------------
-
-// The 32 bits of which value i, or 2 * i and the next one, are part.
-template <class T, int width>
-DEVICE uint32 word_of(const float (&values)[width], int i) {
-  if constexpr (sizeof(T) == 4)
-    return __float_as_uint(values[i]);
-  else
-    return pack<T>(values[2 * i], values[2 * i + 1]);
-}
-
-// One access of 16 bytes, or one number.
-template <int width>
-DEVICE void store_rounded(SCALAR* pointer, const float (&values)[width]) {
-  if constexpr (width == 1) {
-    *pointer = from_float<SCALAR>(values[0]);
-  } else {
-    uint32 words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = word_of<SCALAR>(values, i);
-    store_16(pointer, words);
-  }
-}
 
 // ---- dropout -------------------------------------------------------------------------------------------------------
 
@@ -176,7 +153,7 @@ struct Normalization {
         const float normalized = ((to_float(x.values[i]) - center) - rest) * scale;
         weights[i] = fmaf(normalized, weights[i], biases[i]);
       }
-      store_rounded(output + column, weights);
+      store_floats(output + column, weights);
     });
     if (team.rank != 0) return;
     if (mean != nullptr) *mean = center + rest;

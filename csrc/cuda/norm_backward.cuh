@@ -97,13 +97,13 @@ struct Gradients {
 #pragma unroll
       for (int i = 0; i < width; ++i) gradient[i] += to_float(added.values[i]);
     }
-    store_rounded(grad_input + row * columns + column, gradient);
+    store_floats(grad_input + row * columns + column, gradient);
     if (kAddition && grad_dropped != nullptr) {
       float factors[width];
       dropout.factors(factors, row, column);
 #pragma unroll
       for (int i = 0; i < width; ++i) gradient[i] *= factors[i];
-      store_rounded(grad_dropped + row * columns + column, gradient);
+      store_floats(grad_dropped + row * columns + column, gradient);
     }
   }
 };
