@@ -29,6 +29,20 @@ FLUSH_BYTES = 256 << 20  # more than any GPU's second-level cache
 
 
 @dataclass(frozen=True)
+class WithBackward:
+    """A peer that can be differentiated: it is timed forward and backward too.
+
+    Args:
+        call: takes the inputs that it names.
+        overwrites: names of inputs that its forward or backward writes into when they need gradients. It gets copies of
+            its own, made afresh before each timed call; the copying is not counted.
+    """
+
+    call: Callable
+    overwrites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
     """One benchmark: inputs by name, the bigkern call and its peers, each taking the inputs that it names.
 
@@ -36,7 +50,7 @@ class Case:
         name: shape and what else sets the case apart.
         inputs: makes the inputs on a device; entries that no call names are allowed.
         bigkern, eager: the call and what a PyTorch user writes; `eager` is also timed under torch.compile.
-        peers: further ways of doing the same, by name.
+        peers: further ways of doing the same, by name; a plain function is timed forward only.
         flops, bytes: arithmetic and compulsory memory traffic of the forward (0: no limit is shown).
         peak: whose matrix peak the arithmetic is held against: "float32", "bfloat16", "float16" or "int8".
         gradients: names of inputs; if any, forward and backward together are timed as well.
@@ -49,7 +63,7 @@ class Case:
     inputs: Callable[[str], dict]
     bigkern: Callable
     eager: Callable
-    peers: dict[str, Callable] = field(default_factory=dict)
+    peers: dict[str, Callable | WithBackward] = field(default_factory=dict)
     flops: float = 0
     bytes: float = 0
     peak: str = "float32"
@@ -87,13 +101,19 @@ def _seconds_on_cuda(function, flush) -> float:
     return begin.elapsed_time(end) * 1e-3
 
 
-def take_turns(candidates: dict[str, Callable], seconds: float, device="cpu") -> dict[str, list[float]]:
-    """Seconds per call of each candidate, one figure a round, for about `seconds` in all."""
+def take_turns(
+    candidates: dict[str, Callable], seconds: float, device="cpu", prepare: dict[str, Callable] | None = None
+) -> dict[str, list[float]]:
+    """Seconds per call of each candidate, one figure a round, for about `seconds` in all.
+
+    `prepare` has, for some candidates, what is to be done before each of their timed calls, outside of the time.
+    """
+    prepare = prepare or {}
     if device == "cpu":
         for function in candidates.values():
             function()  # allocations, thread start, compilation
         repeats = {
-            name: max(1, round(SAMPLE_SECONDS / max(_seconds_on_cpu(function, 1), 1e-7)))
+            name: 1 if name in prepare else max(1, round(SAMPLE_SECONDS / max(_seconds_on_cpu(function, 1), 1e-7)))
             for name, function in candidates.items()
         }
         sample = lambda name: _seconds_on_cpu(candidates[name], repeats[name])  # noqa: E731
@@ -109,6 +129,8 @@ def take_turns(candidates: dict[str, Callable], seconds: float, device="cpu") ->
         if done >= MIN_ROUNDS and time.perf_counter() > stop:
             break
         for name in order:
+            if name in prepare:
+                prepare[name]()
             times[name].append(sample(name))
         order.append(order.pop(0))  # nobody always runs after the same neighbour
     return times

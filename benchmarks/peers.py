@@ -1,6 +1,7 @@
 """Other libraries' ways of doing what our ops do: each is timed where it is installed, and left out where it is not.
 
-A peer takes the inputs of a `Case` by name. Nothing here is imported before it is asked for.
+A peer takes the inputs of a `Case` by name; those that can be differentiated are `WithBackward`. Nothing here is
+imported before it is asked for.
 """
 
 import importlib
@@ -9,6 +10,8 @@ from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
+
+from .common import WithBackward
 
 
 def _load(module: str, *names: str):
@@ -20,7 +23,7 @@ def _load(module: str, *names: str):
     return None
 
 
-def attention(is_causal: bool, enable_gqa: bool) -> dict[str, Callable]:
+def attention(is_causal: bool, enable_gqa: bool) -> dict[str, WithBackward]:
     """PyTorch's own kernels one by one; eager is the one that it picks."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -32,7 +35,7 @@ def attention(is_causal: bool, enable_gqa: bool) -> dict[str, Callable]:
             with sdpa_kernel(backend):
                 return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=enable_gqa)
 
-        return call
+        return WithBackward(call)
 
     return {"cuDNN": forced(SDPBackend.CUDNN_ATTENTION), "FlashAttention-2": forced(SDPBackend.FLASH_ATTENTION)}
 
@@ -64,39 +67,39 @@ def linear_cross_entropy() -> dict[str, Callable]:
     return peers
 
 
-def cross_entropy() -> dict[str, Callable]:
-    """Liger and QuACK. Peers are timed without gradients, which is what keeps Liger from writing into the logits."""
+def cross_entropy() -> dict[str, WithBackward]:
+    """Liger and QuACK. Liger's forward writes the gradient into logits that need one."""
     peers = {}
     if not torch.cuda.is_available():
         return peers
     if loaded := _load("liger_kernel.transformers.functional", "liger_cross_entropy"):
         (liger,) = loaded
-        peers["Liger"] = lambda input, target: liger(input, target)
+        peers["Liger"] = WithBackward(lambda input, target: liger(input, target), overwrites=("input",))
     if loaded := _load("quack", "cross_entropy"):
         (quack,) = loaded
-        peers["QuACK"] = lambda input, target: quack(input, target, reduction="mean")
+        peers["QuACK"] = WithBackward(lambda input, target: quack(input, target, reduction="mean"))
     return peers
 
 
-def layer_norm() -> dict[str, Callable]:
+def layer_norm() -> dict[str, WithBackward]:
     """Liger."""
     if torch.cuda.is_available() and (loaded := _load("liger_kernel.transformers.functional", "liger_layer_norm")):
         (liger,) = loaded
-        return {"Liger": lambda input, weight, bias: liger(input, weight, bias, 1e-5)}
+        return {"Liger": WithBackward(lambda input, weight, bias: liger(input, weight, bias, 1e-5))}
     return {}
 
 
-def rms_norm() -> dict[str, Callable]:
+def rms_norm() -> dict[str, WithBackward]:
     """Liger, not in place, and QuACK."""
     peers = {}
     if not torch.cuda.is_available():
         return peers
     if loaded := _load("liger_kernel.transformers.functional", "liger_rms_norm"):
         (liger,) = loaded
-        peers["Liger"] = lambda input, weight: liger(input, weight, 1e-6, in_place=False)
+        peers["Liger"] = WithBackward(lambda input, weight: liger(input, weight, 1e-6, in_place=False))
     if loaded := _load("quack", "rmsnorm"):
         (quack,) = loaded
-        peers["QuACK"] = lambda input, weight: quack(input, weight, eps=1e-6)
+        peers["QuACK"] = WithBackward(lambda input, weight: quack(input, weight, eps=1e-6))
     return peers
 
 

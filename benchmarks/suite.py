@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,19 @@ from bigkern.cuda.machine import use_machine
 from bigkern.policy import max_error
 from bigkern.verify import backends_here, verify
 
-from .common import RESULTS, Case, Limits, bind, device_here, device_slug, environment_record, save, summary, take_turns
+from .common import (
+    RESULTS,
+    Case,
+    Limits,
+    WithBackward,
+    bind,
+    device_here,
+    device_slug,
+    environment_record,
+    save,
+    summary,
+    take_turns,
+)
 
 SUITES = (
     "quantize",
@@ -128,38 +141,69 @@ def families(case: Case, inputs: dict) -> dict[str, Callable]:
 
 
 def training_step(call: Callable, inputs: dict, gradients: tuple[str, ...]) -> Callable[[], object]:
-    """Forward and backward of `call`, for the gradients of the named inputs."""
+    """Forward and backward of `call`, for the gradients of the named inputs. A loss gets the gradient 1 that
+    loss.backward() gives it: some libraries save a pass over memory then."""
     leaves = [inputs[name] for name in gradients]
     forward = bind(call, inputs)
-    grad_output = torch.randn_like(forward().detach())
+    output = forward().detach()
+    grad_output = torch.randn_like(output) if output.ndim else torch.ones_like(output)
     return lambda: torch.autograd.grad(forward(), leaves, grad_output)
 
 
-def candidates_for(
-    case: Case, inputs: dict, training: bool, compiled: bool, all_families: bool = False
-) -> tuple[dict[str, Callable], str]:
-    """(what to time, by name; why torch.compile is not among them, or "")."""
+@dataclass
+class Candidates:
+    """What to time, by name; what to do before a timed call, for some; why torch.compile or a peer is not timed."""
+
+    calls: dict[str, Callable] = field(default_factory=dict)
+    prepare: dict[str, Callable] = field(default_factory=dict)
+    not_compiled: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def add_peer(self, name: str, peer: Callable | WithBackward, inputs: dict, gradients: tuple[str, ...]):
+        """A peer that fails on these inputs is left out: what other libraries refuse is theirs to say."""
+        try:
+            if gradients:
+                own = {place: inputs[place].detach().clone().requires_grad_() for place in peer.overwrites}
+                self.calls[name] = training_step(peer.call, {**inputs, **own}, gradients)
+                if own:
+                    self.prepare[name] = lambda: copy_into(own, inputs)
+            else:
+                self.calls[name] = bind(peer.call if isinstance(peer, WithBackward) else peer, inputs)
+            self.calls[name]()
+        except Exception as error:
+            self.calls.pop(name, None)
+            self.left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def copy_into(own: dict, inputs: dict):
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(inputs[name])
+
+
+def candidates_for(case: Case, inputs: dict, training: bool, compiled: bool, all_families: bool = False) -> Candidates:
     calls = {"bigkern": case.bigkern, "eager": case.eager}
     if all_families:
         calls |= families(case, inputs)
-    if training:
-        wrap = lambda call: training_step(call, inputs, case.gradients)  # noqa: E731
-    else:
-        wrap = lambda call: bind(call, inputs)  # noqa: E731
-        calls |= case.peers
-    ready = {name: wrap(call) for name, call in calls.items()}
+    gradients = case.gradients if training else ()
+    wrap = lambda call: training_step(call, inputs, gradients) if training else bind(call, inputs)  # noqa: E731
+    found = Candidates({name: wrap(call) for name, call in calls.items()})
+    for name, peer in case.peers.items():
+        if isinstance(peer, WithBackward) or not training:
+            found.add_peer(name, peer, inputs, gradients)
     if not compiled:
-        return ready, "not asked for"
+        found.not_compiled = "not asked for"
+        return found
     # Cases made by one function share its code object, and Dynamo gives up after a few shapes of one code object.
     torch._dynamo.reset()
     compiled_call = torch.compile(case.eager, dynamic=False)
     try:
-        ready["compile"] = wrap(compiled_call)
-        ready["compile"]()
+        found.calls["compile"] = wrap(compiled_call)
+        found.calls["compile"]()
     except torch._dynamo.exc.TorchDynamoException as error:
-        ready.pop("compile", None)
-        return ready, str(error).partition("\n")[0]
-    return ready, ""
+        found.calls.pop("compile", None)
+        found.not_compiled = str(error).partition("\n")[0]
+    return found
 
 
 def measure(
@@ -174,8 +218,8 @@ def measure(
     for name in case.gradients if training else ():
         inputs[name].requires_grad_()
     with torch.set_grad_enabled(training):
-        candidates, why_not_compiled = candidates_for(case, inputs, training, compiled, all_families)
-        times = take_turns(candidates, seconds, device)
+        candidates = candidates_for(case, inputs, training, compiled, all_families)
+        times = take_turns(candidates.calls, seconds, device, candidates.prepare)
         chosen = bigkern.explain(bind(case.bigkern, inputs))
     timings = {name: summary(values) for name, values in times.items()}
     median = timings["bigkern"]["median_s"]
@@ -186,7 +230,7 @@ def measure(
         "pass": "forward+backward" if training else "forward",
         "backends": sorted({decision.chosen for decision in chosen}),
         "timings": timings,
-        "not_compiled": why_not_compiled,
+        "not_compiled": candidates.not_compiled,
         # How many times as long as bigkern the other takes: above 1, bigkern is faster.
         "ratio": {name: timing["median_s"] / median for name, timing in timings.items() if name != "bigkern"},
         "gflops": flops / median / 1e9,
@@ -196,6 +240,8 @@ def measure(
         "flops": flops,
         "bytes": nbytes,
         "target": case.target,
+        # Peers that were not timed, by name, and why.
+        **({"left_out": candidates.left_out} if candidates.left_out else {}),
     }
 
 
@@ -327,9 +373,12 @@ def show(record: dict, console: Console):
     limits = peaks + ([f"copy, GB/s: {' '.join(copies)}"] if copies else [])
     if limits:
         console.print(f"  [dim]limits: {', '.join(limits)}[/dim]", soft_wrap=True)
-    reasons = {result["not_compiled"] for result in record["results"]} - {""}
-    for reason in reasons:
-        console.print(f"  [dim]torch.compile left out: {escape(reason)}[/dim]")
+    reasons = {
+        ("torch.compile", result["not_compiled"]): None for result in record["results"] if result["not_compiled"]
+    }
+    reasons |= dict.fromkeys(item for result in record["results"] for item in result.get("left_out", {}).items())
+    for name, reason in reasons:
+        console.print(f"  [dim]{escape(name)} left out: {escape(reason)}[/dim]")
 
 
 @click.command("bench")

@@ -73,3 +73,8 @@ def one_dtype(input, *parameters):
 
 def triton_supports(input):
     return "float64 is left to PyTorch on a GPU" if input.dtype == torch.float64 else None
+
+
+def cuda_supports(input):
+    # Within a row, the kernels count in 32 bits.
+    return "more than 2^30 columns" if input.shape[1] > 1 << 30 else triton_supports(input)

@@ -5,19 +5,19 @@ import math
 import triton
 import triton.language as tl
 
+from ..multi_tensor import count_steps
+from ..tensor_lists import on_host
 from .common import COMPILE_OPTIONS
 from .multi_tensor import (
     STATE,
     block_of,
     clear_gradient,
-    count_steps,
     is_taken,
     launch_update,
     load_gradient,
     load_operand,
     load_parameter,
     load_step,
-    on_host,
     store_operand,
     store_parameter,
     triton_dtype,

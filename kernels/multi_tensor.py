@@ -5,15 +5,13 @@ list; the plan says, for each program, which tensor it works on, where it starts
 kept between calls, so that a step of training whose tensors stay where they are copies nothing to the GPU.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 
+from ..tensor_lists import BLOCK, Aligned, address_table, groups_of, plan_for
 from .common import on_device_of
 
-BLOCK = 4096  # elements a program updates; 16 a thread with 8 warps
 NUM_WARPS = 8
 
 TRITON_DTYPES = {
@@ -185,79 +183,6 @@ def is_taken(found_inf_ptr):
     return taken
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _to_device(values, device):
-    """An int64 tensor on `device`; to a GPU through pinned memory, without waiting for it."""
-    table = torch.tensor(values, dtype=torch.int64)
-    if device.type == "cuda":
-        return table.pin_memory().to(device, non_blocking=True)
-    return table.to(device)
-
-
-@functools.lru_cache(maxsize=256)
-def plan_for(sizes, device):
-    """int64 [3, programs]: number of the tensor, first element, elements in the tensor."""
-    tensors, starts, numels = [], [], []
-    for tensor, numel in enumerate(sizes):
-        for start in range(0, numel, BLOCK):
-            tensors.append(tensor)
-            starts.append(start)
-            numels.append(numel)
-    return _to_device([tensors, starts, numels], device)
-
-
-@functools.lru_cache(maxsize=256)
-def pointer_table(rows, device):
-    """int64 [lists, tensors]: `rows` of addresses on the device."""
-    return _to_device(rows, device)
-
-
-# ---- layouts ---------------------------------------------------------------------------------------------------------
-
-
-def is_dense(tensor):
-    """Whether the elements fill their memory without gaps or overlaps, in any order of the dimensions."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def same_layout(a, b):
-    """Whether two dense tensors of one shape have their elements in the same order."""
-    return (a.is_contiguous() and b.is_contiguous()) or all(
-        size == 1 or first == second for size, first, second in zip(a.shape, a.stride(), b.stride(), strict=True)
-    )
-
-
-class Aligned:
-    """The lists with every operand of a tensor in one dense layout: what lies otherwise is replaced by a copy, which
-    `write_back` returns to its place."""
-
-    def __init__(self, *lists):
-        self.lists = [list(tensors) for tensors in lists]
-        self.copies = []
-        for i, first in enumerate(self.lists[0]):
-            dense = is_dense(first)
-            layout = first if dense else torch.empty_like(first, memory_format=torch.contiguous_format)
-            for tensors in self.lists:
-                if tensors and not same_layout(tensors[i], layout):
-                    copy = torch.empty_like(layout, dtype=tensors[i].dtype).copy_(tensors[i])
-                    self.copies.append((tensors[i], copy))
-                    tensors[i] = copy
-
-    def write_back(self):
-        for original, copy in self.copies:
-            original.copy_(copy)
-
-
 # ---- launching -------------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +201,7 @@ class Bucket:
         if steps:
             rows += (tuple(step.data_ptr() for step in steps),)
         self.first, self.num_tensors = first, len(lists[0])
-        self.table = pointer_table(rows, first.device)
+        self.table = address_table(rows, first.device)
         self.plan = plan_for(tuple(tensor.numel() for tensor in lists[0]), first.device)
         self.grid = (self.plan.shape[1],)
         self.options = {
@@ -290,28 +215,9 @@ class Bucket:
 def buckets_of(lists, steps=(), keys=None):
     """A `Bucket` for each dtype of lists[0], and each of `keys` (one for each tensor) where they are given: (bucket,
     key). Empty tensors have no part in any. `steps` become the last row of the pointer table."""
-    keys = [None] * len(lists[0]) if keys is None else keys
-    chosen = {}
-    for i, (tensor, key) in enumerate(zip(lists[0], keys, strict=True)):
-        if tensor.numel():
-            chosen.setdefault((tensor.dtype, key), []).append(i)
-    for (_, key), indices in chosen.items():
+    for (_, key), indices in groups_of(lists, keys).items():
         parts = [[tensors[i] for i in indices] if tensors else [] for tensors in lists]
         yield Bucket(parts, [steps[i] for i in indices] if steps else []), key
-
-
-def count_steps(state_steps, found_inf):
-    """Adds one to every step, unless found_inf says that this step is skipped; on the device, nothing is waited for."""
-    if found_inf is None:
-        torch._foreach_add_(state_steps, 1)
-    else:
-        taken = (found_inf == 0).to(state_steps[0].dtype).reshape(())
-        torch._foreach_add_(state_steps, [taken] * len(state_steps))
-
-
-def on_host(state_steps):
-    """The steps as numbers; None where they are on a GPU, from which nothing is read back: kernels read them there."""
-    return [step.item() for step in state_steps] if state_steps[0].device.type == "cpu" else None
 
 
 def triton_dtype(tensor):

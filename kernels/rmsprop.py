@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
+from ..multi_tensor import count_steps
 from .common import COMPILE_OPTIONS
 from .multi_tensor import (
     STATE,
     block_of,
     clear_gradient,
-    count_steps,
     is_taken,
     launch_update,
     load_gradient,

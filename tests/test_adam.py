@@ -3,7 +3,10 @@ import torch
 from torch.library import opcheck
 
 import bigkern
-from tests.optimizer_cases import check_against_oracle, draw_grads, draw_tensors
+from bigkern.cuda import adam as cuda_adam
+from tests.cuda_emulator import machine as cuda_emulator
+from tests.optimizer_cases import check_against_oracle, draw_grads, draw_tensors, in_one_line
+from tests.support import EMULATOR
 
 OPTIONS = [
     ("Adam", {}),
@@ -49,3 +52,20 @@ def test_errors_say_what_is_wrong(lists, error, message):
     with pytest.raises(error) as caught:
         bigkern.adam(*lists(torch.ones(3), torch.tensor(0.0)), lr=0.1)
     assert str(caught.value) == message
+
+
+@pytest.mark.skipif(cuda_emulator.unavailable() is not None, reason=str(cuda_emulator.unavailable()))
+def test_cuda_kernels_read_step_counts_on_the_device(monkeypatch):
+    """As on a GPU with capturable=True: parameters at different steps, counted in float32 and in float64."""
+    params, grads = draw_tensors(), draw_grads(draw_tensors())
+    squares = [grad.square() for grad in grads]
+    found = []
+    for on_host, dtype in ((cuda_adam.on_host, torch.float32), (None, torch.float32), (None, torch.float64)):
+        monkeypatch.setattr(cuda_adam, "on_host", on_host or (lambda state_steps: None))
+        copies = [[t.clone() for t in tensors] for tensors in (params, grads, grads, squares)]
+        steps = [torch.tensor(3.0**i, dtype=dtype) for i in range(len(params))]
+        with EMULATOR.use():
+            bigkern.adam(*copies, [], steps, lr=0.1)
+        found.append(in_one_line(copies[0]))
+    for on_device in found[1:]:
+        torch.testing.assert_close(on_device, found[0], rtol=1e-6, atol=1e-7)

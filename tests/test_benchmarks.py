@@ -72,7 +72,7 @@ def test_every_case_agrees_with_pytorch_and_differentiates(name):
         inputs = smallest.inputs("cpu")
         suite.require_agreement(smallest, inputs)
         for peer in smallest.peers.values():
-            common.bind(peer, inputs)()
+            common.bind(getattr(peer, "call", peer), inputs)()
     if smallest.gradients:
         for leaf in smallest.gradients:
             inputs[leaf].requires_grad_()
@@ -108,6 +108,69 @@ def test_compiled_peer_is_timed_with_backward():
     result = suite.measure(case, common.Limits("cpu", 0.01), 0.01, training=True, compiled=True)
     assert result["pass"] == "forward+backward"
     assert ("compile" in result["ratio"]) != bool(result["not_compiled"])
+
+
+SEEN = []  # the inputs of _Greedy
+
+
+class _Greedy(torch.autograd.Function):
+    """A sum of squares whose forward writes the gradient into its input, as Liger's cross entropy does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        SEEN.append(x.detach().clone())
+        loss = (x * x).sum()
+        if x.requires_grad:
+            ctx.saved = x.detach().mul_(2)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert grad == 1
+        return ctx.saved
+
+
+def _refuses(x):
+    raise RuntimeError("no kernel for this")
+
+
+GREEDY_CASE = common.Case(
+    "x",
+    lambda device: {"x": torch.tensor([1.0, 2.0, 3.0])},
+    lambda x: (x * x).sum(),
+    lambda x: (x * x).sum(),
+    peers={
+        "forward only": lambda x: (x * x).sum(),
+        "greedy": common.WithBackward(lambda x: _Greedy.apply(x), overwrites=("x",)),
+        "modest": common.WithBackward(lambda x: (x * x).sum()),
+        "refuses": common.WithBackward(_refuses),
+    },
+    gradients=("x",),
+)
+
+
+def test_peers_with_a_backward_are_timed_with_it_and_the_others_without():
+    alone, trained = (
+        suite.measure(GREEDY_CASE, common.Limits("cpu"), 0.0, training, False) for training in (False, True)
+    )
+    assert set(alone["ratio"]) == {"eager", "forward only", "greedy", "modest"}
+    assert set(trained["ratio"]) == {"eager", "greedy", "modest"}
+    for result in (alone, trained):
+        assert result["left_out"]["refuses"] == "RuntimeError: no kernel for this"
+
+
+def test_a_peer_that_overwrites_its_input_has_a_fresh_one_for_each_timed_call():
+    SEEN.clear()
+    inputs = {"x": torch.tensor([1.0, 2.0, 3.0], requires_grad=True)}
+    candidates = suite.candidates_for(GREEDY_CASE, inputs, training=True, compiled=False)
+    SEEN.clear()
+    common.take_turns(candidates.calls, 0.0, prepare=candidates.prepare)
+    assert torch.equal(inputs["x"], torch.tensor([1.0, 2.0, 3.0]))
+    timed = SEEN[-common.MIN_ROUNDS :]
+    assert all(torch.equal(x, inputs["x"]) for x in timed)
+    candidates.prepare["greedy"]()
+    (grad,) = candidates.calls["greedy"]()
+    assert torch.equal(grad, torch.tensor([2.0, 4.0, 6.0]))
 
 
 def test_a_wrong_op_is_not_timed(run, monkeypatch):

@@ -15,7 +15,7 @@ import torch
 
 from bigkern.cuda import sass, source_files
 from bigkern.cuda.common_calls import CALLS
-from bigkern.cuda.machine import SHARED_MEMORY, TensorMap, arch_name
+from bigkern.cuda.machine import SHARED_MEMORY, Addresses, TensorMap, arch_name
 from bigkern.cuda.precompile import DTYPES, compile_all, ops_with_kernels, record
 from bigkern.cuda.resources import blocks_per_multiprocessor
 
@@ -32,6 +32,7 @@ SOURCES = sorted(path.stem for path in source_files.FOLDER.glob("*.cu"))
 # kernels have reduced. Kernels of one name in two sources are of one kind.
 KINDS = {
     "activation_backward_kernel": "stream",
+    "adam_kernel": "stream",
     "attention_backward_delta_kernel": "read",
     "attention_backward_key_value_kernel": "matrix",
     "attention_backward_key_value_warpgroup_kernel": "matrix",
@@ -39,6 +40,7 @@ KINDS = {
     "attention_backward_query_warpgroup_kernel": "matrix",
     "attention_forward_kernel": "matrix",
     "attention_forward_warpgroup_kernel": "matrix",
+    "clip_grads_kernel": "stream",
     "column_range_kernel": "read",
     "cross_entropy_backward_positions_kernel": "stream",
     "cross_entropy_backward_rows_kernel": "stream",
@@ -48,12 +50,19 @@ KINDS = {
     "cross_entropy_rows_kernel": "read",
     "dequantize_columns_kernel": "write",
     "dequantize_kernel": "write",
+    "grad_factor_kernel": "small",
+    "grad_norm_kernel": "read",
     "group_range_kernel": "read",
     "group_scale_kernel": "small",
     "int8_linear_kernel": "matrix",
     "int8_linear_warpgroup_kernel": "matrix",
     "linear_act_kernel": "matrix",
     "linear_act_warpgroup_kernel": "matrix",
+    "norm_backward_rows_kernel": "stream",
+    "norm_backward_strips_kernel": "stream",
+    "norm_backward_sums_kernel": "read",
+    "norm_forward_kernel": "stream",
+    "norm_reduce_kernel": "small",
     "quantize_columns_kernel": "read",
     "quantize_kernel": "read",
     "quantize_long_rows_kernel": "stream",
@@ -173,11 +182,12 @@ def test_every_source_and_kernel_is_launched_by_a_common_call():
 
 @cache
 def parameters_in(source):
-    """{kernel: [type of each parameter]} as csrc/cuda/<source>.cu declares them."""
+    """{kernel: [type of each parameter]} as csrc/cuda/<source>.cu and its headers declare them."""
     macros = {}
-    for text in source_files.with_headers(source).values():
+    texts = source_files.with_headers(source).values()
+    for text in texts:
         macros |= re.findall(r"^#define (\w+) ((?:[^\n]*\\\n)*[^\n]*)", text, re.M)
-    text = re.sub(r"//[^\n]*", "", source_files.read(f"{source}.cu"))
+    text = re.sub(r"//[^\n]*", "", "\n".join(texts))
     kernel = r"^KERNEL\b\s*(?:__launch_bounds__\(.*?\)\s*)?(\w+)\((.*?)\)\s*\{"
     kernels = {}
     for name, parameters in re.findall(kernel, text, re.M | re.S):
@@ -193,7 +203,14 @@ def c_type(parameter):
 
 
 def python_type(type_):
-    names = {int: "int64", bool: "int64", float: "float", TensorMap: "TensorMap", type(None): "pointer"}
+    names = {
+        int: "int64",
+        bool: "int64",
+        float: "float",
+        TensorMap: "TensorMap",
+        Addresses: "pointer",
+        type(None): "pointer",
+    }
     return "pointer" if issubclass(type_, torch.Tensor) else names[type_]
 
 

@@ -13,7 +13,7 @@ import torch
 from bigkern.backends import cuda
 from bigkern.cuda import cubins, driver, libcuda
 from bigkern.cuda.arguments import Signature
-from bigkern.cuda.machine import Recorder, TensorMap, build, machine_of, use_machine
+from bigkern.cuda.machine import Addresses, Recorder, TensorMap, build, machine_of, use_machine
 
 STREAM = 0xABC0
 COMPILER = os.environ.get("CC", "cc").split()
@@ -104,6 +104,17 @@ def test_a_launch_passes_sizes_stream_and_arguments_as_c_lays_them_out(device):
     assert (got.input, got.output) == (tensor.data_ptr(), None)
     assert (got.scale, got.first, got.second, got.last) == (0.5, 1.5, -2.5, 7.0)
     assert (got.count, got.flag) == (-(2**40), 1)
+
+
+def test_many_addresses_are_one_pointer(device):
+    tensors, table = (torch.zeros(3), torch.zeros(4)), torch.zeros(2, dtype=torch.int64)
+    device.launch(build("copy"), "copy_kernel", 1, 32, (Addresses(tensors, table), 5))
+    (launch,) = launched(device)
+    assert launch["arguments"] == table.data_ptr().to_bytes(8, "little") + (5).to_bytes(8, "little")
+    elsewhere = Addresses(tensors, table.to("meta"))
+    device.index = 0
+    with pytest.raises(ValueError, match="argument 0 is on meta"):
+        device.launch(build("copy"), "copy_kernel", 1, 32, (elsewhere, 5))
 
 
 def test_a_build_is_loaded_once_and_a_kernel_looked_up_once(device):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import bigkern
 from bigkern.cuda.machine import use_machine
+from bigkern.ops.add_layer_norm import add_layer_norm_forward
 from bigkern.policy import assert_within_policy
 from tests.cuda_emulator import machine as cuda_emulator
 from tests.cuda_emulator.machine import KERNELS, Emulator, EmulatorError
@@ -66,6 +67,41 @@ def check_int8_linear():
     with bigkern.use_backend("reference"):
         expected = bigkern.int8_linear(input, qweight, weight_scale)
     assert_within_policy(output, expected.double(), None)
+
+
+def check_layer_norm():
+    """Several teams a block, several rows a team."""
+    leaves = [torch.randn(shape) for shape in ((130, 40), (40,), (40,))]
+    _check(lambda x, w, b: bigkern.layer_norm(x, (40,), w, b), lambda x, w, b: F.layer_norm(x, (40,), w, b), leaves)
+
+
+def check_adam():
+    shapes = ((13, 11), (4099,))
+    lists = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    lists += [
+        [torch.rand(shape) for shape in shapes],
+        [],
+        [torch.tensor(2.0) for _ in shapes],
+    ]  # of one count: in one launch
+    results = []
+    for backend, dtype in (("cuda", torch.float32), ("reference", torch.float64), ("torch", torch.float32)):
+        copies = [[tensor.to(dtype, copy=True) for tensor in tensors] for tensors in lists]
+        with bigkern.use_backend(backend):
+            bigkern.adam(*copies, lr=0.1, weight_decay=0.1)
+        results.append([torch.cat([t.reshape(-1) for t in tensors]) for tensors in copies[:4]])
+    for own, right, other in zip(*results, strict=True):
+        assert_within_policy(own, right, other)
+
+
+def check_add_layer_norm():
+    tensors = [torch.randn(shape) for shape in ((5, 40), (5, 40), (40,), (40,))]
+    call = lambda: add_layer_norm_forward(*tensors, torch.tensor([77 << 33, 12]), 1e-5, 0.3, True)  # noqa: E731
+    with bigkern.use_backend("cuda"):
+        results = call()
+    with bigkern.use_backend("reference"):
+        expected = call()
+    for own, right in zip(results, expected, strict=True):
+        assert_within_policy(own, right.double(), None)
 
 
 def check_attention():
@@ -126,6 +162,18 @@ MUTATIONS = [
              "2 * step + lane / 8 % 2));", "2 * step + (lane / 8 + 1) % 2));", check_int8_linear),
     Mutation("one row's scale taken for the next", "int8_epilogue.cuh",
              "input_scale[row]", "input_scale[row + 1]", check_int8_linear),
+    Mutation("a team's sums left out of a gradient", "norm_backward.cuh",
+             "other < teams;", "other < teams - 1;", check_layer_norm),
+    Mutation("slots of teams overlap", "norm_backward.cuh",
+             "slots + team.index * slot_bytes;", "slots + team.index * row_bytes;", check_layer_norm),
+    Mutation("no barrier before the sums of other teams are read", "norm_backward.cuh",
+             "__syncthreads();\n  for (int column = threadIdx.x;", "for (int column = threadIdx.x;", check_layer_norm, "race"),
+    Mutation("the mask of the next four columns", "norm.cuh",
+             "column / 4 + quad", "column / 4 + quad + 1", check_add_layer_norm),
+    Mutation("the last elements of a tensor left out", "multi_tensor.cuh",
+             "i = vectors_end + threadIdx.x; i < end;", "i = vectors_end + threadIdx.x; i < end - 1;", check_adam),
+    Mutation("the state of another tensor", "multi_tensor.cuh",
+             "addresses[row * tensors + tensor]", "addresses[row * tensors + (row > kMaster ? 0 : tensor)]", check_adam),
     Mutation("no barrier between a tile and the next load", "attention.cu",
              "__syncthreads();  // this tile has come, and every warp is done with the stage that the next load overwrites",
              "", check_attention),

@@ -86,7 +86,31 @@ def test_attention_beyond_32_bit_offsets(gpu_place):
     assert_within_policy(output[-2:], expected, F.scaled_dot_product_attention(*last, is_causal=True))
 
 
+def test_norms_beyond_32_bit_offsets(gpu_place):
+    columns = 4096 if ON_GPU else 64
+    rows = HUGE // columns + 3
+    with memory(24), gpu_place.use():
+        input = torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE).normal_().requires_grad_()
+        output = bigkern.rms_norm(input, (columns,))
+        (grad,) = torch.autograd.grad(
+            output, input, torch.ones((), device=DEVICE, dtype=output.dtype).expand_as(output)
+        )
+    last = input[-4:].detach()
+    expected, theirs = (
+        _with_gradient(F.rms_norm, leaf.requires_grad_(), (columns,)) for leaf in (last.double(), last.clone())
+    )
+    assert_within_policy(output[-4:], expected[0], theirs[0])
+    assert_within_policy(grad[-4:], expected[1], theirs[1])
+
+
+def _with_gradient(function, input, *options):
+    output = function(input, *options)
+    return output.detach(), torch.autograd.grad(output.sum(), input)[0]
+
+
 CALLS = {
+    "add_layer_norm": lambda x: bigkern.add_layer_norm(x, x, x.shape[1:], x[0], x[1]),
+    "rms_norm": lambda x: bigkern.rms_norm(x, x.shape[1:], x[0]),
     "quantize": lambda x: bigkern.quantize(x, axis=0)[0],
     "linear_act": lambda x: bigkern.linear_act(x, x, None, "gelu"),
     "cross_entropy": lambda x: bigkern.cross_entropy(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)),

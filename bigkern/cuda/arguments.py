@@ -8,7 +8,7 @@ from struct import Struct
 import torch
 
 from .libcuda import LAUNCH_PARAM_BUFFER_POINTER, LAUNCH_PARAM_BUFFER_SIZE, LAUNCH_PARAM_END
-from .machine import TensorMap
+from .machine import Addresses, TensorMap
 
 # CUlaunchConfig: grid, block, bytes of shared memory; stream; attributes and their number. Then a size_t with the
 # arguments' length, which ends at 64: the arguments follow, aligned as a TensorMap asks.
@@ -16,7 +16,7 @@ HEADER = "@7IPPIQ"
 LENGTH_OFFSET, ARGUMENTS_OFFSET = 56, 64
 # What a kernel can take before CUDA 12.1.
 LONGEST = 4096
-CODES = {int: "q", bool: "q", float: "f", type(None): "Q", TensorMap: "128s"}
+CODES = {int: "q", bool: "q", float: "f", type(None): "Q", Addresses: "Q", TensorMap: "128s"}
 
 
 class Signature:
@@ -41,6 +41,7 @@ class Signature:
             raise TypeError(f"cuda: {self.length} bytes of arguments, {LONGEST} are allowed")
         self.pack_into = packer.pack_into
         self.tensors = tuple(i for i, type_ in enumerate(types) if issubclass(type_, torch.Tensor))
+        self.tables = tuple(i for i, type_ in enumerate(types) if type_ is Addresses)
         self.others = tuple(i for i, type_ in enumerate(types) if type_ in (type(None), TensorMap))
 
     def values(self, args, device_index: int, kernel: str) -> list:
@@ -50,7 +51,9 @@ class Signature:
             ValueError: a tensor is on another device.
         """
         values = list(args)
-        for i in self.tensors:
+        for i in self.tables:
+            values[i] = values[i].table
+        for i in (*self.tensors, *self.tables):
             tensor = values[i]
             if tensor.get_device() != device_index:
                 raise ValueError(f"{kernel}: argument {i} is on {tensor.device}, the first on cuda:{device_index}")

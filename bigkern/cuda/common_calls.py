@@ -8,6 +8,8 @@ import torch
 
 import bigkern
 
+from ..ops.grad_norm import clip_grads_step
+
 
 def quantize(tensor):
     # Few long rows, many short ones, columns, one scale for all, groups.
@@ -82,10 +84,56 @@ def attention(tensor):
         bigkern.attention(query, key, value, mask, dropout_p=0.1).sum().backward()
 
 
+def grad_norm(tensor):
+    grads = [tensor(4096, 1024), tensor(1000)]
+    clip_grads_step(grads, bigkern.grad_norm(grads, 1.0)[1])
+
+
+# Rows of a warp, of a block, and longer than shared memory.
+NORM_SHAPES = ((8192, 768), (8192, 4096), (1024, 131072))
+
+
+def layer_norm(tensor):
+    for rows, columns in NORM_SHAPES:
+        input, weight, bias = (
+            tensor(*shape, requires_grad=True) for shape in ((rows, columns), (columns,), (columns,))
+        )
+        bigkern.layer_norm(input, (columns,), weight, bias).sum().backward()
+
+
+def rms_norm(tensor):
+    for rows, columns in NORM_SHAPES:
+        input, weight = tensor(rows, columns, requires_grad=True), tensor(columns, requires_grad=True)
+        bigkern.rms_norm(input, (columns,), weight).sum().backward()
+
+
+def add_layer_norm(tensor):
+    for rows, columns in NORM_SHAPES:
+        input, residual = (tensor(rows, columns, requires_grad=True) for _ in range(2))
+        weight, bias = (tensor(columns, requires_grad=True) for _ in range(2))
+        for dropout_p in (0.0, 0.1):
+            results = bigkern.add_layer_norm_with_sum(input, residual, (columns,), weight, bias, dropout_p=dropout_p)
+            torch.autograd.backward(results, [tensor(rows, columns)] * 2)
+
+
+def adam(tensor):
+    for with_master in {False, tensor().dtype != torch.float32}:
+        params, grads = ([tensor(4096, 1024), tensor(1000)] for _ in range(2))
+        dtype = torch.float32 if with_master else None
+        like = lambda dtype=dtype: [tensor(*p.shape, dtype=dtype or p.dtype) for p in params]  # noqa: E731, B023
+        steps = [tensor(dtype=torch.float32) for _ in params]
+        bigkern.adam(params, grads, like(), like(), [], steps, lr=1e-3, master_params=like() if with_master else [])
+
+
 CALLS = {
+    "adam": adam,
+    "add_layer_norm": add_layer_norm,
     "attention": attention,
     "cross_entropy": cross_entropy,
+    "grad_norm": grad_norm,
     "int8_linear": int8_linear,
+    "layer_norm": layer_norm,
     "linear_act": linear_act,
     "quantize": quantize,
+    "rms_norm": rms_norm,
 }

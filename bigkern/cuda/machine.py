@@ -1,7 +1,8 @@
 """Where CUDA kernels run: the one interface between the launchers and a GPU, the emulator or a recorder.
 
 Kernel arguments have three types, so that no launcher has to name any: a tensor or None is a pointer, an int or bool is
-an `int64`, a float is a `float`. A `TensorMap` goes first, as the kernel's `const __grid_constant__ TensorMap`.
+an `int64`, a float is a `float`. `Addresses` are a pointer to pointers. A `TensorMap` goes first, as the kernel's
+`const __grid_constant__ TensorMap`.
 """
 
 from abc import ABC, abstractmethod
@@ -48,6 +49,13 @@ class TensorMap(NamedTuple):
 
     opaque: bytes
     tensor: torch.Tensor
+
+
+class Addresses(NamedTuple):
+    """Many pointers as one argument: `table`, int64 on the device, holds the addresses of `tensors`."""
+
+    tensors: tuple[torch.Tensor, ...]
+    table: torch.Tensor
 
 
 class Machine(ABC):

@@ -101,5 +101,5 @@ adam_step = Kernel(
     "bool decoupled_weight_decay, bool maximize, bool zero_grad) -> ()",
     module="adam",
     torch=_adam_torch,
-    supports={"cpu": None, "triton": leaves_float64_to_torch},
+    supports={"cpu": None, "triton": leaves_float64_to_torch, "cuda": leaves_float64_to_torch},
 )

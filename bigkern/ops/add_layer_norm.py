@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ..backends.torch_philox import dropout_keep_rows
-from ..norm_arguments import as_rows, check_norm, flat, one_dtype, statistics_dtype, triton_supports
+from ..norm_arguments import as_rows, check_norm, cuda_supports, flat, one_dtype, statistics_dtype, triton_supports
 from ..registration import Kernel, too_small
 from ..rng import draw_rng_state
 from .layer_norm import layer_norm_backward_torch, layer_norm_forward_torch
@@ -163,7 +163,11 @@ add_layer_norm_backward = Kernel(
     module="add_layer_norm",
     allocate=_allocate_backward,
     torch=_backward_torch,
-    supports={"cpu": None, "triton": lambda grad_output, grad_sum, sum, *_: triton_supports(sum)},
+    supports={
+        "cpu": None,
+        "triton": lambda grad_output, grad_sum, sum, *_: triton_supports(sum),
+        "cuda": lambda grad_output, grad_sum, sum, *_: cuda_supports(sum),
+    },
     recompute=True,
 )
 
@@ -235,7 +239,11 @@ add_layer_norm_forward = Kernel(
     module="add_layer_norm",
     allocate=_allocate_forward,
     torch=_forward_torch,
-    supports={"cpu": None, "triton": lambda input, *_: triton_supports(input)},
+    supports={
+        "cpu": None,
+        "triton": lambda input, *_: triton_supports(input),
+        "cuda": lambda input, *_: cuda_supports(input),
+    },
     setup_context=_setup_forward,
     backward=_backward_forward,
     autocast={"cuda": "float32"},

@@ -74,7 +74,7 @@ def _supports_norm(grads, grad_scale, norm_type, max_norm):
     return None if norm_type in (2.0, math.inf) else f"norm_type must be 2 or inf for a kernel, not {norm_type}"
 
 
-def _triton_supports_norm(grads, grad_scale, norm_type, max_norm):
+def _gpu_supports_norm(grads, grad_scale, norm_type, max_norm):
     if _norm_dtype(grads) == torch.float64:
         return "float64 is left to PyTorch on a GPU"
     return _supports_norm(grads, grad_scale, norm_type, max_norm)
@@ -86,7 +86,7 @@ grad_norm_forward = Kernel(
     module="grad_norm",
     allocate=_allocate_grad_norm,
     torch=_grad_norm_torch,
-    supports={"cpu": _supports_norm, "triton": _triton_supports_norm},
+    supports={"cpu": _supports_norm, "triton": _gpu_supports_norm, "cuda": _gpu_supports_norm},
 )
 
 
@@ -98,7 +98,7 @@ def _clip_grads_torch(grads, grad_factor):
         grad.mul_(grad_factor)
 
 
-def _triton_supports_clip(grads, grad_factor):
+def _gpu_supports_clip(grads, grad_factor):
     return "float64 is left to PyTorch on a GPU" if _norm_dtype(grads) == torch.float64 else None
 
 
@@ -106,5 +106,5 @@ clip_grads_step = Kernel(
     "clip_grads_step(Tensor(a!)[] grads, Tensor grad_factor) -> ()",
     module="grad_norm",
     torch=_clip_grads_torch,
-    supports={"cpu": None, "triton": _triton_supports_clip},
+    supports={"cpu": None, "triton": _gpu_supports_clip, "cuda": _gpu_supports_clip},
 )

@@ -12,7 +12,7 @@ in the order of summation that layer_norm has. Source: Zhang, Sennrich, "Root Me
 import torch
 import torch.nn.functional as F
 
-from ..norm_arguments import as_rows, check_norm, flat, one_dtype, statistics_dtype, triton_supports
+from ..norm_arguments import as_rows, check_norm, cuda_supports, flat, one_dtype, statistics_dtype, triton_supports
 from ..registration import Kernel, too_small
 
 # Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
@@ -88,7 +88,11 @@ rms_norm_backward = Kernel(
     module="rms_norm",
     allocate=_allocate_backward,
     torch=_backward_torch,
-    supports={"cpu": None, "triton": lambda grad_output, input, *_: triton_supports(input)},
+    supports={
+        "cpu": None,
+        "triton": lambda grad_output, input, *_: triton_supports(input),
+        "cuda": lambda grad_output, input, *_: cuda_supports(input),
+    },
     recompute=True,
 )
 
@@ -129,7 +133,11 @@ rms_norm_forward = Kernel(
     module="rms_norm",
     allocate=_allocate_forward,
     torch=_forward_torch,
-    supports={"cpu": None, "triton": lambda input, *_: triton_supports(input)},
+    supports={
+        "cpu": None,
+        "triton": lambda input, *_: triton_supports(input),
+        "cuda": lambda input, *_: cuda_supports(input),
+    },
     setup_context=_setup_forward,
     backward=_backward_forward,
     autocast={"cuda": "float32"},

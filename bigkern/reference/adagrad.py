@@ -1,6 +1,6 @@
 """adagrad in NumPy: the definition, on lists of float64 arrays that it changes in place."""
 
-import numpy as np
+from .array_module import array_module
 
 
 def adagrad_step(
@@ -19,6 +19,7 @@ def adagrad_step(
     zero_grad,
 ):
     """See bigkern/ops/adagrad.py for the formula."""
+    xp = array_module(*params)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if found_inf is None or found_inf == 0:
             state_steps[i][...] += 1
@@ -28,7 +29,7 @@ def adagrad_step(
             if weight_decay != 0:
                 g = g + weight_decay * weight
             state_sums[i] += g * g
-            weight -= lr / (1 + (state_steps[i] - 1) * lr_decay) * g / (np.sqrt(state_sums[i]) + eps)
+            weight -= lr / (1 + (state_steps[i] - 1) * lr_decay) * g / (xp.sqrt(state_sums[i]) + eps)
             param[...] = weight
         if zero_grad:
-            grad[...] = np.zeros_like(grad)
+            grad[...] = 0

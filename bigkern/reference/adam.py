@@ -1,6 +1,6 @@
 """adam in NumPy: the definition, on lists of float64 arrays that it changes in place."""
 
-import numpy as np
+from .array_module import array_module
 
 
 def adam_step(
@@ -23,6 +23,7 @@ def adam_step(
     zero_grad,
 ):
     """See bigkern/ops/adam.py for the formula."""
+    xp = array_module(*params)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if found_inf is None or found_inf == 0:
             state_steps[i][...] += 1
@@ -39,10 +40,10 @@ def adam_step(
             exp_avg_sqs[i][...] = beta2 * exp_avg_sqs[i] + (1 - beta2) * g * g
             second = exp_avg_sqs[i]
             if max_exp_avg_sqs:
-                max_exp_avg_sqs[i][...] = np.maximum(max_exp_avg_sqs[i], second)
+                max_exp_avg_sqs[i][...] = xp.maximum(max_exp_avg_sqs[i], second)
                 second = max_exp_avg_sqs[i]
-            denominator = np.sqrt(second) / np.sqrt(1 - beta2**step) + eps
+            denominator = xp.sqrt(second) / xp.sqrt(1 - beta2**step) + eps
             weight -= lr / (1 - beta1**step) * exp_avgs[i] / denominator
             param[...] = weight
         if zero_grad:
-            grad[...] = np.zeros_like(grad)
+            grad[...] = 0

@@ -1,7 +1,6 @@
 """Layer normalization of the rows of residual + dropout(input), all [rows, columns]."""
 
-import numpy as np
-
+from .array_module import array_module
 from .layer_norm import layer_norm_backward, layer_norm_forward
 from .philox import dropout_keep_rows
 
@@ -10,7 +9,7 @@ def add_layer_norm_forward(input, residual, weight, bias, rng_state, eps, dropou
     """(output [rows, columns], sum, mean [rows], rstd [rows]); sum has 0 elements unless save_sum."""
     total = residual + input * _dropout_weight(rng_state, dropout_p, input.shape)
     output, mean, rstd = layer_norm_forward(total, weight, bias, eps)
-    return output, total if save_sum else np.zeros(0), mean, rstd
+    return output, total if save_sum else array_module(input).zeros(0), mean, rstd
 
 
 def add_layer_norm_backward(
@@ -35,7 +34,7 @@ def add_layer_norm_backward(
     gradient, *grads = layer_norm_backward(grad_output, sum, weight, bias, mean, rstd, *needs)
     if needs_sum_grad and grad_sum is not None:
         gradient = gradient + grad_sum
-    grad_input = np.zeros(0)
+    grad_input = array_module(sum).zeros(0)
     if needs_sum_grad and rng_state is not None:
         grad_input = gradient * _dropout_weight(rng_state, dropout_p, sum.shape)
     return grad_input, gradient, *grads

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from .array_module import array_module, largest
 from .philox import dropout_keep
 
 
@@ -32,6 +33,7 @@ def attention_backward(
 
     output and lse, which a kernel takes from the forward pass, are computed afresh here: they may have been rounded.
     """
+    xp = array_module(query)
     probs, lse = _softmax(_scores(query, key, attn_mask, is_causal, scale))
     dropout_weight = _dropout_weight(rng_state, dropout_p, probs.shape)
     grad_value = (probs * dropout_weight).swapaxes(-1, -2) @ grad_output
@@ -40,20 +42,20 @@ def attention_backward(
     grad_scores = probs * (grad_probs - delta)
     if grad_lse is not None:
         # lse of a row that sees no key is a constant
-        grad_scores = grad_scores + probs * np.where(lse == -np.inf, 0, grad_lse)[..., None]
+        grad_scores = grad_scores + probs * xp.where(lse == -np.inf, 0, grad_lse)[..., None]
     grad_query = grad_scores @ _for_each_head(key, query) * scale
     grad_key = grad_scores.swapaxes(-1, -2) @ query * scale
     return (
         grad_query,
         _sum_over_group(grad_key, key),
         _sum_over_group(grad_value, value),
-        grad_scores if needs_mask_grad else np.zeros(0),
+        grad_scores if needs_mask_grad else xp.zeros(0),
     )
 
 
 def _for_each_head(tensor, query):
     """key or value [batch, kv_heads, ...] repeated to [batch, heads, ...]"""
-    return np.repeat(tensor, query.shape[1] // max(tensor.shape[1], 1), axis=1)
+    return array_module(tensor).repeat(tensor, query.shape[1] // max(tensor.shape[1], 1), axis=1)
 
 
 def _sum_over_group(grad, tensor):
@@ -64,25 +66,27 @@ def _sum_over_group(grad, tensor):
 
 def _scores(query, key, attn_mask, is_causal, scale):
     """[batch, heads, len_q, len_k], -inf where a query does not see a key"""
+    xp = array_module(query)
     scores = query @ _for_each_head(key, query).swapaxes(-1, -2) * scale
     if attn_mask is not None:
-        scores = np.where(attn_mask, scores, -np.inf) if attn_mask.dtype == bool else scores + attn_mask
+        scores = xp.where(attn_mask, scores, -np.inf) if attn_mask.dtype == bool else scores + attn_mask
     if is_causal:
         len_q, len_k = scores.shape[-2:]
-        scores = np.where(np.arange(len_k) <= np.arange(len_q)[:, None], scores, -np.inf)
+        scores = xp.where(xp.arange(len_k) <= xp.arange(len_q)[:, None], scores, -np.inf)
     return scores
 
 
 def _softmax(scores):
     """(probabilities, lse) over the last dimension; a row of nothing but -inf has probabilities 0 and lse -inf"""
-    row_max = scores.max(-1, keepdims=True, initial=-np.inf)
+    xp = array_module(scores)
+    row_max = largest(scores, -1, -np.inf, keepdims=True)
     # exp overflows above 709; shifting by the row maximum leaves the softmax unchanged
-    shift = np.where(row_max == -np.inf, 0, row_max)
+    shift = xp.where(row_max == -np.inf, 0, row_max)
     with np.errstate(invalid="ignore", divide="ignore"):
-        exp = np.exp(scores - shift)
+        exp = xp.exp(scores - shift)
         row_sum = exp.sum(-1, keepdims=True)
-        lse = (np.log(row_sum) + shift).squeeze(-1)
-    return exp / np.where(row_sum == 0, 1, row_sum), lse
+        lse = (xp.log(row_sum) + shift).squeeze(-1)
+    return exp / xp.where(row_sum == 0, 1, row_sum), lse
 
 
 def _dropout_weight(rng_state, dropout_p, shape):

@@ -5,6 +5,7 @@ input [M, K], qweight int8 [N, K], weight_scale [N], bias [N] or None.
 
 import numpy as np
 
+from .array_module import array_module
 from .linear_act import activate, activation_backward
 from .quantize import quantize_forward
 
@@ -16,7 +17,8 @@ def int8_linear_forward(input, qweight, weight_scale, bias, activation, save_pre
     pre_activation = products * row_scale[:, None] * weight_scale
     if bias is not None:
         pre_activation = pre_activation + bias
-    return activate(pre_activation, activation), pre_activation if save_pre_activation else np.zeros(0)
+    saved = pre_activation if save_pre_activation else array_module(input).zeros(0)
+    return activate(pre_activation, activation), saved
 
 
 def int8_linear_backward(grad_output, input, qweight, weight_scale, saved, activation):

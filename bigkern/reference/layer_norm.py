@@ -2,13 +2,16 @@
 
 import numpy as np
 
+from .array_module import array_module
+
 
 def layer_norm_forward(input, weight, bias, eps):
     """(output [rows, columns], mean [rows], rstd [rows]); rstd = 1 / sqrt(variance + eps)."""
+    xp = array_module(input)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         mean = _mean(input)
         centered = input - mean
-        rstd = 1 / np.sqrt(_mean(centered**2) + eps)
+        rstd = 1 / xp.sqrt(_mean(centered**2) + eps)
         output = centered * rstd
         if weight is not None:
             output = output * weight
@@ -24,6 +27,7 @@ def layer_norm_backward(
 
     mean, which a kernel takes from the forward pass, is computed afresh here: it may have been rounded.
     """
+    xp = array_module(input)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         rstd = rstd[:, None]
         normalized = (input - _mean(input)) * rstd
@@ -31,9 +35,9 @@ def layer_norm_backward(
         slope = _mean(grad_normalized * normalized)
         grad_input = rstd * (grad_normalized - _mean(grad_normalized) - normalized * slope)
     return (
-        grad_input if needs_input_grad else np.zeros(0),
-        (grad_output * normalized).sum(0) if needs_weight_grad else np.zeros(0),
-        grad_output.sum(0) if needs_bias_grad else np.zeros(0),
+        grad_input if needs_input_grad else xp.zeros(0),
+        (grad_output * normalized).sum(0) if needs_weight_grad else xp.zeros(0),
+        grad_output.sum(0) if needs_bias_grad else xp.zeros(0),
     )
 
 

@@ -6,6 +6,8 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3
 
 import numpy as np
 
+from .array_module import array_module
+
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 # The golden ratio and sqrt(3) - 1, in units of 2^-32, step the key from round to round.
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -15,7 +17,8 @@ WORD = 0xFFFFFFFF
 
 def philox4x32(counter, key):
     """Four arrays of uint32 from four broadcastable counter words and two key words."""
-    c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in counter))
+    xp = array_module(*counter)
+    c0, c1, c2, c3 = xp.broadcast_arrays(*(xp.asarray(word, np.uint64) for word in counter))
     k0, k1 = (int(word) for word in key)
     for _ in range(ROUNDS):
         product_0, product_1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
@@ -32,13 +35,14 @@ def dropout_keep(rng_state, dropout_p, batch, heads, len_q, len_k):
     rng_state is (seed, offset). One call of the generator draws the four words of four neighbouring keys; the counter
     is (key index // 4, query index, batch index * heads + head index, offset), the key is the seed.
     """
+    xp = array_module(rng_state)
     seed, offset = int(rng_state[0]), int(rng_state[1])
-    head_index = np.arange(batch * heads).reshape(batch, heads, 1, 1)
-    query_index = np.arange(len_q)[:, None]
-    key_quad = np.arange(-(-len_k // 4))
+    head_index = xp.arange(batch * heads).reshape(batch, heads, 1, 1)
+    query_index = xp.arange(len_q)[:, None]
+    key_quad = xp.arange(-(-len_k // 4))
     words = philox4x32((key_quad, query_index, head_index, offset & WORD), (seed & WORD, seed >> 32 & WORD))
-    words = np.stack(words, -1).reshape(batch, heads, len_q, 4 * len(key_quad))[..., :len_k]
-    return words >= int(dropout_p * 2**32)
+    words = xp.stack(words, -1).reshape(batch, heads, len_q, 4 * len(key_quad))[..., :len_k]
+    return words >= np.uint64(dropout_p * 2**32)
 
 
 def dropout_keep_rows(rng_state, dropout_p, rows, columns):
@@ -47,8 +51,9 @@ def dropout_keep_rows(rng_state, dropout_p, rows, columns):
     One call of the generator draws the four words of four neighbouring columns; the counter is (lower word of the row
     index, column index // 4, upper word of the row index, offset), the key is the seed.
     """
+    xp = array_module(rng_state)
     seed, offset = int(rng_state[0]), int(rng_state[1])
-    row = np.arange(rows)[:, None]
-    quad = np.arange(-(-columns // 4))
+    row = xp.arange(rows)[:, None]
+    quad = xp.arange(-(-columns // 4))
     words = philox4x32((row & WORD, quad, row >> 32, offset & WORD), (seed & WORD, seed >> 32 & WORD))
-    return np.stack(words, -1).reshape(rows, 4 * len(quad))[:, :columns] >= int(dropout_p * 2**32)
+    return xp.stack(words, -1).reshape(rows, 4 * len(quad))[:, :columns] >= np.uint64(dropout_p * 2**32)

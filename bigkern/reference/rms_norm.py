@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from .array_module import array_module
+
 
 def rms_norm_forward(input, weight, eps):
     """(output [rows, columns], rstd [rows]); rstd = 1 / sqrt(mean of squares + eps)."""
+    xp = array_module(input)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        rstd = 1 / np.sqrt(_mean(input**2) + eps)
+        rstd = 1 / xp.sqrt(_mean(input**2) + eps)
         output = input * rstd
         if weight is not None:
             output = output * weight
@@ -15,14 +18,15 @@ def rms_norm_forward(input, weight, eps):
 
 def rms_norm_backward(grad_output, input, weight, rstd, needs_input_grad, needs_weight_grad):
     """(grad_input, grad_weight); each has 0 elements unless it is needed."""
+    xp = array_module(input)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         rstd = rstd[:, None]
         normalized = input * rstd
         grad_normalized = grad_output if weight is None else grad_output * weight
         grad_input = rstd * (grad_normalized - normalized * _mean(grad_normalized * normalized))
     return (
-        grad_input if needs_input_grad else np.zeros(0),
-        (grad_output * normalized).sum(0) if needs_weight_grad else np.zeros(0),
+        grad_input if needs_input_grad else xp.zeros(0),
+        (grad_output * normalized).sum(0) if needs_weight_grad else xp.zeros(0),
     )
 
 

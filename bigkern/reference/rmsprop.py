@@ -1,6 +1,6 @@
 """rmsprop in NumPy: the definition, on lists of float64 arrays that it changes in place."""
 
-import numpy as np
+from .array_module import array_module
 
 
 def rmsprop_step(
@@ -22,6 +22,7 @@ def rmsprop_step(
     zero_grad,
 ):
     """See bigkern/ops/rmsprop.py for the formula."""
+    xp = array_module(*params)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if found_inf is None or found_inf == 0:
             state_steps[i][...] += 1
@@ -35,11 +36,11 @@ def rmsprop_step(
             if grad_avgs:
                 grad_avgs[i] += (1 - alpha) * (g - grad_avgs[i])
                 variance = variance - grad_avgs[i] ** 2
-            update = g / (np.sqrt(variance) + eps)
+            update = g / (xp.sqrt(variance) + eps)
             if momentum_buffers:
                 momentum_buffers[i][...] = momentum * momentum_buffers[i] + update
                 update = momentum_buffers[i]
             weight -= lr * update
             param[...] = weight
         if zero_grad:
-            grad[...] = np.zeros_like(grad)
+            grad[...] = 0

@@ -1,7 +1,5 @@
 """sgd in NumPy: the definition, on lists of float64 arrays that it changes in place."""
 
-import numpy as np
-
 
 def sgd_step(
     params,
@@ -34,4 +32,4 @@ def sgd_step(
             weight -= lr * g
             param[...] = weight
         if zero_grad:
-            grad[...] = np.zeros_like(grad)
+            grad[...] = 0

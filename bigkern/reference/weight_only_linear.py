@@ -6,12 +6,13 @@ weight_scale and weight_zero_point [N, groups], each group K / groups neighbours
 
 import numpy as np
 
+from .array_module import array_module
 from .linear_act import activate, activation_backward
 
 
 def unpack_int4(packed, K):
     """uint8 [N, ceil(K / 2)] -> [N, K] of numbers from 0 to 15."""
-    halves = np.stack((packed % 16, packed // 16), axis=2)
+    halves = array_module(packed).stack((packed % 16, packed // 16), axis=2)
     return halves.reshape(len(packed), 2 * packed.shape[1])[:, :K]
 
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <common.cuh>
+#include <philox.cuh>
 
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
@@ -286,22 +287,9 @@ struct Dropout {
     offset = uint32(uint64(rng_state[1]));
   }
 
-  // Bit i: whether key 4 * quad + i is kept (Philox4x32-10: Salmon et al., SC 2011).
+  // Bit i: whether key 4 * quad + i is kept.
   DEVICE uint32 kept_of_quad(int query, int quad) const {
-    uint32 c0 = uint32(quad), c1 = uint32(query), c2 = head, c3 = offset, k0 = seed_low, k1 = seed_high;
-#pragma unroll
-    for (int round = 0; round < 10; ++round) {
-      const uint32 high_0 = __umulhi(0xD2511F53u, c0), low_0 = 0xD2511F53u * c0;
-      const uint32 high_1 = __umulhi(0xCD9E8D57u, c2), low_1 = 0xCD9E8D57u * c2;
-      c0 = high_1 ^ c1 ^ k0;
-      c1 = low_1;
-      c2 = high_0 ^ c3 ^ k1;
-      c3 = low_0;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    return uint32(c0 >= threshold) | uint32(c1 >= threshold) << 1 | uint32(c2 >= threshold) << 2 |
-           uint32(c3 >= threshold) << 3;
+    return words_at_least(threshold, uint32(quad), uint32(query), head, offset, seed_low, seed_high);
   }
 
   // Of a block of queries x keys at (query, key): bit e says whether element e is kept. Two neighbouring lanes share

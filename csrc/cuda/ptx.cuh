@@ -104,6 +104,22 @@ DEVICE float log2_approx(float x) {
   return result;
 }
 
+// ---- global memory -------------------------------------------------------------------------------------------------
+
+// 16 bytes at an address of 16, as one access.
+DEVICE void load_16(uint32 (&words)[4], const void* global) {
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(global)
+               : "memory");
+}
+
+DEVICE void store_16(void* global, const uint32 (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
+}
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 DEVICE uint32 shared_address(const void* pointer) { return uint32(__cvta_generic_to_shared(pointer)); }

@@ -94,10 +94,14 @@ struct KeptRow {
   T* slot;
   Cut<width> cut;
 
-  // Starts copying. There are bytes at `slot`, a multiple of 16, for the row and one vector more.
-  DEVICE KeptRow(T* slot, const T* row, int64 stride, int64 count, bool wide, const Team& team)
-      : slot(slot), cut(cut_row(row, count, wide)) {
+  // There are bytes at `slot`, a multiple of 16, for the row and one vector more. Nothing is copied yet.
+  DEVICE KeptRow(T* slot, const T* row, int64 count, bool wide) : slot(slot), cut(cut_row(row, count, wide)) {
     this->slot += (width - cut.head % width) % width;
+  }
+
+  // Starts copying.
+  DEVICE KeptRow(T* slot, const T* row, int64 stride, int64 count, bool wide, const Team& team)
+      : KeptRow(slot, row, count, wide) {
     for (int v = team.rank; v < cut.vectors; v += team.size)
       cp_async_16(this->slot + cut.vector(v), row + cut.vector(v));
     cp_async_commit();

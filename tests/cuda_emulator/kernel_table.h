@@ -10,7 +10,8 @@
 
 namespace emulator {
 
-enum class Kind : int64_t { kPointer, kInteger, kFloat, kTensorMap };
+// kAddresses: how a pointer to pointers arrives; no parameter is of this kind.
+enum class Kind : int64_t { kPointer, kInteger, kFloat, kTensorMap, kAddresses };
 
 struct Argument {
   Kind kind;

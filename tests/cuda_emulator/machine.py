@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from bigkern.cuda.machine import SHARED_MEMORY, Build, Machine, TensorMap
+from bigkern.cuda.machine import SHARED_MEMORY, Addresses, Build, Machine, TensorMap
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -53,7 +53,7 @@ KINDS = {
 SEEDS = (0, 1)
 SECONDS_PER_LAUNCH = 200
 
-POINTER, INTEGER, FLOAT, TENSOR_MAP = range(4)
+POINTER, INTEGER, FLOAT, TENSOR_MAP, ADDRESSES = range(5)
 
 
 class EmulatorError(RuntimeError):
@@ -186,6 +186,8 @@ class Buffers:
             return _ints(POINTER) + self._place(arg)
         if isinstance(arg, TensorMap):
             return _ints(TENSOR_MAP) + self._place(arg.tensor) + arg.opaque
+        if isinstance(arg, Addresses):
+            return _ints(ADDRESSES, len(arg.tensors)) + b"".join(map(self._place, arg.tensors))
         if isinstance(arg, float):
             return _ints(FLOAT) + struct.pack("<f", arg)
         return _ints(INTEGER, int(arg))

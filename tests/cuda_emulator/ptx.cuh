@@ -68,6 +68,21 @@ DEVICE int round_to_int8(float x) {
 DEVICE float exp2_approx(float x) { return emulator::flush_subnormal(exp2f(emulator::flush_subnormal(x))); }
 DEVICE float log2_approx(float x) { return emulator::flush_subnormal(log2f(emulator::flush_subnormal(x))); }
 
+// ---- global memory -------------------------------------------------------------------------------------------------
+
+struct alignas(16) Access16 {
+  uint32 words[4];
+};
+
+DEVICE void load_16(uint32 (&words)[4], const void* global) {
+  const Access16 access = *static_cast<const Access16*>(global);
+  for (int i = 0; i < 4; ++i) words[i] = access.words[i];
+}
+
+DEVICE void store_16(void* global, const uint32 (&words)[4]) {
+  *static_cast<Access16*>(global) = {words[0], words[1], words[2], words[3]};
+}
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 DEVICE uint32 shared_address(const void* pointer) { return uint32(__cvta_generic_to_shared(pointer)); }

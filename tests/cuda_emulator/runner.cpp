@@ -83,6 +83,17 @@ emulator::Argument read_argument(const std::vector<Buffer>& buffers) {
       argument.pointer = buffer < 0 ? nullptr : buffers[size_t(buffer)].data + offset;
       break;
     }
+    case emulator::Kind::kAddresses: {
+      argument.kind = emulator::Kind::kPointer;
+      size_t count = read_count();
+      char** table = static_cast<char**>(emulator::allocate_watched(count * sizeof(char*), kAlignment));
+      for (size_t i = 0; i < count; ++i) {
+        int64_t buffer = read_int(), offset = read_int();
+        table[i] = buffer < 0 ? nullptr : buffers[size_t(buffer)].data + offset;
+      }
+      argument.pointer = table;
+      break;
+    }
     case emulator::Kind::kInteger: argument.integer = read_int(); break;
     case emulator::Kind::kFloat: read_exactly(&argument.number, sizeof(float)); break;
     case emulator::Kind::kTensorMap: {

@@ -1,0 +1,187 @@
+"""The oracle on CuPy arrays: CuPy in, CuPy out, the same numbers. Without a GPU on the stand-in of strict_arrays.py, which
+refuses what CuPy refuses; with one on CuPy itself too."""
+
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from bigkern import dispatch, verify
+from bigkern.backends import reference
+from bigkern.reference.models import mlp
+from bigkern.reference.philox import dropout_keep
+from bigkern.registration import KERNELS
+from tests import strict_arrays
+
+
+def cupy_unavailable():
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    return None if importlib.util.find_spec("cupy") else "needs CuPy"
+
+
+@pytest.fixture(
+    params=[
+        "stand-in",
+        pytest.param("cupy", marks=pytest.mark.skipif(cupy_unavailable() is not None, reason=str(cupy_unavailable()))),
+    ]
+)
+def xp(request, monkeypatch):
+    return strict_arrays.install(monkeypatch) if request.param == "stand-in" else importlib.import_module("cupy")
+
+
+def copies(xp, value):
+    """An array as one of xp's, each of a list, anything else as it is; nothing shares memory."""
+    if isinstance(value, (list, tuple)):
+        return [copies(xp, item) for item in value]
+    return xp.asarray(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def assert_same(xp, found, expected):
+    if isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(xp, one, other)
+    elif isinstance(expected, (np.ndarray, np.generic)):
+        assert isinstance(found, xp.ndarray)
+        assert found.dtype == expected.dtype
+        # CuPy adds in another order.
+        rtol = 0 if isinstance(found, strict_arrays.StrictArray) or found.dtype.kind in "iub" else 1e-9
+        largest = np.max(np.abs(expected), initial=0, where=np.isfinite(expected))
+        np.testing.assert_allclose(found.get(), expected, rtol=rtol, atol=rtol * largest, strict=True)
+    else:
+        assert found == expected
+
+
+def assert_runs(xp, function, arguments):
+    """`function` gives on xp's arrays what it gives on NumPy's, and changes its arguments in the same way."""
+    ours, theirs = copies(np, arguments), copies(xp, arguments)
+    assert_same(xp, function(*theirs), function(*ours))
+    assert_same(xp, theirs, ours)
+
+
+def test_every_reference_function(xp, monkeypatch):
+    run_as_before, ran = reference.run, set()
+
+    def run(kernel, args):
+        function = getattr(importlib.import_module(f"bigkern.reference.{kernel.module}"), kernel.name)
+        assert_runs(xp, function, [reference.to_numpy(arg) for arg in kernel.launch_arguments(args)])
+        ran.add(kernel.name)
+        return run_as_before(kernel, args)
+
+    monkeypatch.setattr(reference, "run", run)
+    for case in verify.CASES:
+        exact = {
+            name: t.double() if t.is_floating_point() else t
+            for name, t in verify.draw(case, torch.float32, "cpu").items()
+        }
+        with dispatch.use_backend("reference"):
+            verify.outcome(case.bigkern, exact, case.gradients)
+    assert ran == set(KERNELS)
+
+
+def _rng(*shape):
+    return np.random.default_rng(3).standard_normal(shape)
+
+
+EDGES = {
+    "attention of no keys": ("attention", (_rng(1, 2, 3, 4), _rng(1, 2, 0, 4), _rng(1, 2, 0, 5)), (None, None, 0.0, True, 0.5)),
+    "attention, a fully masked row": (
+        "attention",
+        (_rng(1, 2, 3, 4), _rng(1, 1, 2, 4), _rng(1, 1, 2, 5)),
+        (np.array([[True, False], [False, False], [True, True]]), None, 0.0, False, 0.5),
+    ),
+    "attention, dropout 1": (
+        "attention",
+        (_rng(1, 1, 3, 4), _rng(1, 1, 5, 4), _rng(1, 1, 5, 4)),
+        (None, np.array([2**40 + 3, 7]), 0.999, False, 0.5),
+    ),
+    "cross entropy, all ignored": ("cross_entropy", (_rng(3, 4, 1), np.full((3, 1), -100)), (None, -100, "mean", 0.1)),
+    "cross entropy, a weight of 0 and ignored class": (
+        "cross_entropy",
+        (_rng(3, 4, 2), np.array([[0, 1], [2, 3], [1, 1]])),
+        (np.array([1.0, np.inf, 0.0, 2.0]), 1, "sum", 0.0),
+    ),
+    "cross entropy of no classes": ("cross_entropy", (_rng(3, 0, 1), np.full((3, 1), -100)), (None, -100, "none", 0.0)),
+    "quantize, infinite and NaN": ("quantize", (np.array([[[1.0, np.inf], [np.nan, 2.0], [-3.0, 0.5]]]),), (False,)),
+    "quantize nothing": ("quantize", (_rng(2, 3, 0),), (True,)),
+    "rms_norm of no columns": ("rms_norm", (_rng(2, 0),), (None, 1e-5)),
+    "grad_norm of nothing": ("grad_norm", ([_rng(0)],), (None, 2.0, 1.0)),
+    "grad_norm, largest": ("grad_norm", ([_rng(3), _rng(2, 2)],), (np.array(8.0), float("inf"), 1.0)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(xp, name):
+    op, arrays, options = EDGES[name]
+    assert_runs(xp, getattr(importlib.import_module(f"bigkern.reference.{op}"), f"{op}_forward"), [*arrays, *options])
+
+
+def test_a_target_out_of_bounds_is_refused(xp):
+    forward = importlib.import_module("bigkern.reference.cross_entropy").cross_entropy_forward
+    logits, target = copies(xp, [_rng(3, 4, 1), np.array([[0], [7], [1]])])
+    with pytest.raises(IndexError, match="Target 7 is out of bounds"):
+        forward(logits, target, None, -100, "mean", 0.0)
+
+
+def test_dropout_of_everything_keeps_nothing(xp):
+    rng_state = copies(xp, np.array([5, 6]))
+    assert not dropout_keep(rng_state, 1.0, 1, 1, 2, 3).get().any()
+
+
+def test_the_model(xp):
+    weights, biases = [_rng(5, 4), _rng(3, 5)], [_rng(5), _rng(3)]
+    input, target = _rng(7, 4), np.arange(7) % 3
+    assert_runs(xp, mlp.mlp_backward, [weights, biases, input, target])
+    assert_runs(xp, mlp.mlp_loss, [mlp.mlp_forward(weights, biases, input)[0], target])
+
+
+# ---- the stand-in ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda xp, a: np.asarray(a),
+        lambda xp, a: np.exp(a),
+        lambda xp, a: np.where(a > 0, a, 0),
+        lambda xp, a: a + np.ones(3),
+        lambda xp, a: np.ones(3) + a,
+        lambda xp, a: xp.where(a > 0, np.ones(3), a),
+        lambda xp, a: a.max(0, initial=0),
+        lambda xp, a: a.std(),
+        lambda xp, a: xp.vectorize(abs),
+        lambda xp, a: xp.sqrt(2.0),
+        lambda xp, a: xp.zeros(3, like=a),
+        lambda xp, a: a[np.array([True, False, True])],
+        lambda xp, a: a.astype(np.uint32) >= 2**32,
+        lambda xp, a: a.__setitem__(slice(None), np.ones(3)),
+    ],
+)
+def test_the_stand_in_refuses(monkeypatch, forbidden):
+    xp = strict_arrays.install(monkeypatch)
+    with pytest.raises((TypeError, AttributeError, IndexError, OverflowError)):
+        forbidden(xp, xp.asarray(np.arange(3.0)))
+
+
+def test_the_stand_in_has_nothing_that_cupy_lacks():
+    # CuPy's signatures can be read without a GPU.
+    cupy = pytest.importorskip("cupy")
+    for path, names in strict_arrays.FUNCTIONS.items():
+        function = cupy
+        for part in path.split("."):
+            function = getattr(function, part)
+        parameters = list(inspect.signature(function).parameters)
+        assert names == "..." or parameters[: len(names.split())] == names.split()
+    for name, count in strict_arrays.UFUNCS.items():
+        assert getattr(cupy, name).nin == count
+    for name in (*strict_arrays.METHODS, *strict_arrays.ATTRIBUTES):
+        assert hasattr(cupy.ndarray, name)
+    for name, names in strict_arrays.METHODS.items():
+        documented = getattr(cupy.ndarray, name).__doc__.partition("(")[2].partition(")")[0]
+        parameters = [part.split("=")[0].split()[-1] for part in documented.split(", ")][1:]
+        assert names == "..." or parameters[: len(names.split())] == names.split()
+    assert callable(importlib.import_module("cupyx.scipy.special").erfc)
