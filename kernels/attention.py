@@ -11,10 +11,13 @@ import triton.language as tl
 from .attention_backward import attention_backward
 from .attention_common import (
     LN2,
+    alibi_strides,
     dot,
     dropout_keep,
     dropout_threshold,
     exp_score,
+    key_bounds,
+    load_alibi_slope,
     load_tile,
     mask_kind,
     mask_scores,
@@ -23,6 +26,7 @@ from .attention_common import (
     tile_from,
     tile_offsets,
     units_per_nat,
+    window_arguments,
 )
 from .common import COMPILE_OPTIONS, INTERPRET, arch_of, on_device_of
 
@@ -47,6 +51,7 @@ def attention_forward_kernel(
     key_ptr,
     value_ptr,
     mask_ptr,
+    alibi_ptr,
     rng_state_ptr,
     output_ptr,
     lse_ptr,
@@ -66,10 +71,14 @@ def attention_forward_kernel(
     mask_stride_head,
     mask_stride_q,
     mask_stride_k,
+    alibi_stride_batch,
+    alibi_stride_head,
     heads,
     group_size,
     len_q,
     len_k,
+    window_left,
+    window_right,
     score_scale,
     keep_threshold,
     keep_scale,
@@ -80,7 +89,9 @@ def attention_forward_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASK_KIND: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     NEGATIVE_SCALE: tl.constexpr,
     IN_NATS: tl.constexpr,
@@ -116,24 +127,29 @@ def attention_forward_kernel(
     row_sum = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_VALUE], tl.float32)
 
-    visible_end = len_k  # one past the last key that any row of this block sees
-    full_end = len_k // BLOCK_K * BLOCK_K  # keys in tiles that every row sees whole
-    if IS_CAUSAL:
-        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
-        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+    visible_start, full_start, full_end, visible_end = key_bounds(
+        start_q, len_k, window_left, window_right, BLOCK_Q, BLOCK_K, IS_CAUSAL, HAS_WINDOW
+    )
+    if HAS_WINDOW:
+        key_ptrs += visible_start.to(tl.int64) * key_stride_len
+        value_ptrs += visible_start.to(tl.int64) * value_stride_len
+    alibi_slope = load_alibi_slope(alibi_ptr, batch, head, alibi_stride_batch, alibi_stride_head, HAS_ALIBI, IN_NATS)
 
-    # first the full tiles, then the tiles on the diagonal and at the end, which alone pay for the checks
-    for EDGE in tl.static_range(2):
-        if EDGE:
-            tiles_start, tiles_end = full_end, visible_end
+    # the tiles at a window's start, then the full ones, then those on the diagonal and at the end: edges alone pay for
+    # the checks
+    for PART in tl.static_range(0 if HAS_WINDOW else 1, 3):
+        if PART == 0:
+            tiles_start, tiles_end = visible_start, tl.minimum(full_start, visible_end)
+        elif PART == 1:
+            tiles_start, tiles_end = full_start, full_end
         else:
-            tiles_start, tiles_end = 0, full_end
+            tiles_start, tiles_end = full_end, visible_end
         for start_k in range(tiles_start, tiles_end, BLOCK_K):
             keys = start_k + key_rows
-            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, EDGE, HEAD_DIM != BLOCK_DIM)
+            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, PART != 1, HEAD_DIM != BLOCK_DIM)
             scores = dot(query, tl.trans(key), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
 
-            if EDGE or MASK_KIND != "none":
+            if (PART != 1) or MASK_KIND != "none" or HAS_ALIBI:
                 scores = mask_scores(
                     scores * score_scale,
                     query_rows[:, None],
@@ -143,9 +159,14 @@ def attention_forward_kernel(
                     mask_ptr,
                     mask_stride_q,
                     mask_stride_k,
+                    alibi_slope,
+                    window_left,
+                    window_right,
                     MASK_KIND,
-                    IS_CAUSAL and EDGE,
-                    EDGE,
+                    HAS_ALIBI,
+                    IS_CAUSAL and PART != 1,
+                    HAS_WINDOW and PART != 1,
+                    PART != 1,
                 )
                 new_max = tl.maximum(row_max, tl.max(scores, 1))
                 shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf - -inf is NaN
@@ -164,7 +185,7 @@ def attention_forward_kernel(
                 keep = dropout_keep(rng_state_ptr, batch_head, query_rows, start_k, keep_threshold, BLOCK_K)
                 probs = tl.where(keep, probs, 0.0)
             acc = acc * rescale[:, None]
-            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
+            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, PART != 1, VALUE_DIM != BLOCK_VALUE)
             acc = dot(probs.to(value.dtype), value, acc, UPCAST_DOT)  # [BLOCK_Q, BLOCK_VALUE]
 
             row_max = new_max
@@ -185,13 +206,28 @@ def attention_forward_kernel(
     tl.store(lse_ptr + output_rows, lse, mask=inside)
 
 
-def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale, output, lse):
+def attention_forward(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+    output,
+    lse,
+):
     """softmax(scale * query @ key^T + attn_mask) @ value, with dropout on the probabilities.
 
     query [batch, heads, len_q, head_dim], key [batch, kv_heads, len_k, head_dim], value [batch, kv_heads, len_k,
     value_dim], all float32, float16 or bfloat16, any strides. Writes output [batch, heads, len_q, value_dim] and the
     natural log of each row's sum, lse [batch, heads, len_q] float32; both contiguous. A row that sees no key gets
-    output 0 and lse -inf. Raises ValueError for a head_dim or value_dim above 256.
+    output 0 and lse -inf. alibi_slopes [batch, heads] float32 or None. Raises ValueError for a head_dim or value_dim
+    above 256.
     """
     batch, heads, len_q, head_dim = query.shape
     kv_heads, len_k, value_dim = value.shape[1:]
@@ -203,14 +239,16 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
         return
     kind = mask_kind(attn_mask)
     in_nats = scores_in_nats(kind, query.dtype)
-    has_mask_or_dropout = attn_mask is not None or dropout_p > 0.0
-    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, has_mask_or_dropout, arch_of(query.device))
+    left, right, has_window = window_arguments(is_causal, window_left, window_right, len_q, len_k)
+    needs_registers = attn_mask is not None or alibi_slopes is not None or has_window or dropout_p > 0.0
+    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, needs_registers, arch_of(query.device))
     with on_device_of(query):
         attention_forward_kernel[(triton.cdiv(len_q, tile.block_q) * batch * heads,)](
             query,
             key,
             value,
             attn_mask,
+            alibi_slopes,
             rng_state,
             output,
             lse,
@@ -218,10 +256,13 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
             *key.stride(),
             *value.stride(),
             *((0, 0, 0, 0) if attn_mask is None else attn_mask.stride()),
+            *alibi_strides(alibi_slopes),
             heads,
             heads // kv_heads,
             len_q,
             len_k,
+            left,
+            right,
             scale * units_per_nat(in_nats),
             dropout_threshold(dropout_p),
             1.0 / (1.0 - dropout_p),
@@ -232,7 +273,9 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
             tile.block_q,
             tile.block_k,
             kind,
+            alibi_slopes is not None,
             is_causal,
+            has_window,
             dropout_p > 0.0,
             scale < 0.0,
             in_nats,

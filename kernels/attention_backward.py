@@ -11,6 +11,7 @@ import triton.language as tl
 from .attention_backward_key_value import KEY_VALUE_TILES, attention_backward_key_value_kernel
 from .attention_backward_query import QUERY_TILES, attention_backward_query_kernel
 from .attention_common import (
+    alibi_strides,
     dropout_threshold,
     load_tile,
     mask_kind,
@@ -19,6 +20,7 @@ from .attention_common import (
     tile_from,
     tile_offsets,
     units_per_nat,
+    window_arguments,
 )
 from .common import COMPILE_OPTIONS, INTERPRET, arch_of, on_device_of
 
@@ -93,6 +95,9 @@ def attention_backward(
     dropout_p,
     is_causal,
     scale,
+    alibi_slopes,
+    window_left,
+    window_right,
     needs_mask_grad,
     grad_query,
     grad_key,
@@ -111,35 +116,39 @@ def attention_backward(
         for grad in (grad_query, grad_key, grad_value):
             grad.zero_()
         return
-    if needs_mask_grad and is_causal:
-        grad_attn_mask.zero_()  # the kernel skips the tiles above the diagonal
+    left, right, has_window = window_arguments(is_causal, window_left, window_right, len_q, len_k)
+    if needs_mask_grad and (is_causal or has_window):
+        grad_attn_mask.zero_()  # the kernel skips the tiles that no query sees
 
     kind = mask_kind(attn_mask)
     in_nats = scores_in_nats(kind, query.dtype)
     padded_len_q = triton.cdiv(len_q, ROW_PADDING) * ROW_PADDING
     shift, delta = torch.empty((2, batch, heads, padded_len_q), dtype=lse.dtype, device=lse.device)
-    inputs = (query, key, value, attn_mask, rng_state, grad_output, shift, delta)
+    inputs = (query, key, value, attn_mask, alibi_slopes, rng_state, grad_output, shift, delta)
     strides = (
         *query.stride(),
         *key.stride(),
         *value.stride(),
         *((0, 0, 0, 0) if attn_mask is None else attn_mask.stride()),
         *grad_output.stride(),
+        *alibi_strides(alibi_slopes),
     )
     numbers = (
         heads // kv_heads,
         len_q,
         len_k,
         padded_len_q,
+        left,
+        right,
         scale,
         scale * units_per_nat(in_nats),
         dropout_threshold(dropout_p),
         1.0 / (1.0 - dropout_p),
     )
     dims = (head_dim, value_dim, padded_dim(head_dim), padded_dim(value_dim))
-    flags = (kind, is_causal, dropout_p > 0.0)
-    has_mask_or_dropout = attn_mask is not None or dropout_p > 0.0
-    tile_facts = (head_dim, value_dim, query.dtype, has_mask_or_dropout, arch_of(query.device))
+    flags = (kind, alibi_slopes is not None, is_causal, has_window, dropout_p > 0.0)
+    needs_registers = attn_mask is not None or alibi_slopes is not None or has_window or dropout_p > 0.0
+    tile_facts = (head_dim, value_dim, query.dtype, needs_registers, arch_of(query.device))
     upcast_dot = INTERPRET and query.dtype == torch.bfloat16
 
     with on_device_of(query):

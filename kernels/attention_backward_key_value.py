@@ -7,6 +7,7 @@ from .attention_common import (
     dot,
     dropout_keep,
     exp_shifted_score,
+    load_alibi_slope,
     load_tile,
     mask_scores,
     tile_offsets,
@@ -31,6 +32,7 @@ def attention_backward_key_value_kernel(
     key_ptr,
     value_ptr,
     mask_ptr,
+    alibi_ptr,
     rng_state_ptr,
     grad_output_ptr,
     shift_ptr,
@@ -57,11 +59,15 @@ def attention_backward_key_value_kernel(
     grad_output_stride_head,
     grad_output_stride_len,
     grad_output_stride_dim,
+    alibi_stride_batch,
+    alibi_stride_head,
     kv_heads,
     group_size,
     len_q,
     len_k,
     padded_len_q,
+    window_left,
+    window_right,
     scale,
     score_scale,
     keep_threshold,
@@ -74,7 +80,9 @@ def attention_backward_key_value_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASK_KIND: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     CHECK_QUERIES: tl.constexpr,
     IN_NATS: tl.constexpr,
@@ -103,29 +111,45 @@ def attention_backward_key_value_kernel(
 
     visible_start = 0  # the first query tile that sees any of these keys
     full_start = 0  # the first query tile of which every row sees every key
-    if IS_CAUSAL:
+    full_end = len_q  # and one past the last of them
+    visible_end = len_q
+    if HAS_WINDOW:
+        visible_start = tl.maximum(start_k - window_right, 0) // BLOCK_DIAGONAL * BLOCK_DIAGONAL
+        full_start = tl.cdiv(tl.maximum(start_k + BLOCK_K - 1 - window_right, 0), BLOCK_Q) * BLOCK_Q
+        visible_end = tl.minimum(len_q, start_k + BLOCK_K + window_left)
+        # within len_q, the last full tile may reach beyond it; at a window's end it may not
+        full_end = tl.where(start_k + window_left + 1 >= len_q, len_q, (start_k + window_left + 1) // BLOCK_Q * BLOCK_Q)
+        full_end = tl.maximum(full_start, full_end)
+    elif IS_CAUSAL:
         visible_start = start_k // BLOCK_DIAGONAL * BLOCK_DIAGONAL
         full_start = tl.cdiv(start_k + BLOCK_K - 1, BLOCK_Q) * BLOCK_Q
 
+    HAS_DIAGONAL: tl.constexpr = IS_CAUSAL or HAS_WINDOW or HAS_DROPOUT or MASK_KIND != "none"
     for group_index in range(group_size):
         head = kv_head * group_size + group_index
         batch_head = batch_kv_head * group_size + group_index
         query_head_ptr = query_ptr + batch * query_stride_batch + head * query_stride_head
         grad_output_head_ptr = grad_output_ptr + batch * grad_output_stride_batch + head * grad_output_stride_head
         stats_start = tl.cast(batch_head, tl.int64) * padded_len_q
+        alibi_slope = load_alibi_slope(
+            alibi_ptr, batch, head, alibi_stride_batch, alibi_stride_head, HAS_ALIBI, IN_NATS
+        )
         mask_head_ptr = mask_ptr
         if MASK_KIND != "none":
             mask_head_ptr += batch * mask_stride_batch + head * mask_stride_head
 
         # The tiles on the diagonal are smaller: less work is masked away, and the mask needs registers.
         # Without causality their loop is empty, but in a kernel without it ptxas serialises wgmma around mask loads.
-        for DIAGONAL in tl.static_range(1 if IS_CAUSAL or HAS_DROPOUT or MASK_KIND != "none" else 0, -1, -1):
-            if DIAGONAL:
+        for PART in tl.static_range(0 if HAS_DIAGONAL else 1, 3 if HAS_WINDOW else 2):
+            if PART == 0:
                 tile_rows = tl.arange(0, BLOCK_DIAGONAL)
-                tiles_start, tiles_end, step = visible_start, tl.minimum(full_start, len_q), BLOCK_DIAGONAL
-            else:
+                tiles_start, tiles_end, step = visible_start, tl.minimum(full_start, visible_end), BLOCK_DIAGONAL
+            elif PART == 1:
                 tile_rows = tl.arange(0, BLOCK_Q)
-                tiles_start, tiles_end, step = full_start, len_q, BLOCK_Q
+                tiles_start, tiles_end, step = full_start, full_end, BLOCK_Q
+            else:
+                tile_rows = tl.arange(0, BLOCK_DIAGONAL)
+                tiles_start, tiles_end, step = full_end, visible_end, BLOCK_DIAGONAL
             query_ptrs = query_head_ptr + tile_offsets(
                 tiles_start + tile_rows, dims, query_stride_len, query_stride_dim
             )
@@ -147,8 +171,13 @@ def attention_backward_key_value_kernel(
                     mask_head_ptr,
                     mask_stride_q,
                     mask_stride_k,
+                    alibi_slope,
+                    window_left,
+                    window_right,
                     MASK_KIND,
-                    DIAGONAL,
+                    HAS_ALIBI,
+                    PART != 1 and not HAS_WINDOW,
+                    PART != 1 and HAS_WINDOW,
                     False,
                 )
                 probs = exp_shifted_score(scores, MASK_KIND, IN_NATS)

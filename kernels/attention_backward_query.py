@@ -7,6 +7,8 @@ from .attention_common import (
     dot,
     dropout_keep,
     exp_shifted_score,
+    key_bounds,
+    load_alibi_slope,
     load_tile,
     mask_scores,
     tile_offsets,
@@ -29,6 +31,7 @@ def attention_backward_query_kernel(
     key_ptr,
     value_ptr,
     mask_ptr,
+    alibi_ptr,
     rng_state_ptr,
     grad_output_ptr,
     shift_ptr,
@@ -55,11 +58,15 @@ def attention_backward_query_kernel(
     grad_output_stride_head,
     grad_output_stride_len,
     grad_output_stride_dim,
+    alibi_stride_batch,
+    alibi_stride_head,
     heads,
     group_size,
     len_q,
     len_k,
     padded_len_q,
+    window_left,
+    window_right,
     scale,
     score_scale,
     keep_threshold,
@@ -71,7 +78,9 @@ def attention_backward_query_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASK_KIND: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     NEEDS_MASK_GRAD: tl.constexpr,
     IN_NATS: tl.constexpr,
@@ -114,20 +123,25 @@ def attention_backward_query_kernel(
 
     grad_query = tl.zeros([BLOCK_Q, BLOCK_DIM], tl.float32)
 
-    visible_end = len_k  # one past the last key that any row of this block sees
-    full_end = len_k // BLOCK_K * BLOCK_K  # keys in tiles that every row sees whole
-    if IS_CAUSAL:
-        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
-        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+    visible_start, full_start, full_end, visible_end = key_bounds(
+        start_q, len_k, window_left, window_right, BLOCK_Q, BLOCK_K, IS_CAUSAL, HAS_WINDOW
+    )
+    if HAS_WINDOW:
+        key_ptrs += visible_start.to(tl.int64) * key_stride_len
+        value_ptrs += visible_start.to(tl.int64) * value_stride_len
+    alibi_slope = load_alibi_slope(alibi_ptr, batch, head, alibi_stride_batch, alibi_stride_head, HAS_ALIBI, IN_NATS)
 
-    for EDGE in tl.static_range(2):
-        if EDGE:
-            tiles_start, tiles_end = full_end, visible_end
+    # as in the forward kernel
+    for PART in tl.static_range(0 if HAS_WINDOW else 1, 3):
+        if PART == 0:
+            tiles_start, tiles_end = visible_start, tl.minimum(full_start, visible_end)
+        elif PART == 1:
+            tiles_start, tiles_end = full_start, full_end
         else:
-            tiles_start, tiles_end = 0, full_end
+            tiles_start, tiles_end = full_end, visible_end
         for start_k in range(tiles_start, tiles_end, BLOCK_K):
             keys = start_k + key_rows
-            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, EDGE, HEAD_DIM != BLOCK_DIM)
+            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, PART != 1, HEAD_DIM != BLOCK_DIM)
             scores = dot(query, tl.trans(key), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
             scores = mask_scores(
                 scores * score_scale - shift[:, None],
@@ -138,13 +152,18 @@ def attention_backward_query_kernel(
                 mask_ptr,
                 mask_stride_q,
                 mask_stride_k,
+                alibi_slope,
+                window_left,
+                window_right,
                 MASK_KIND,
-                IS_CAUSAL and EDGE,
-                EDGE,
+                HAS_ALIBI,
+                IS_CAUSAL and PART != 1,
+                HAS_WINDOW and PART != 1,
+                PART != 1,
             )
             probs = exp_shifted_score(scores, MASK_KIND, IN_NATS)
 
-            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
+            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, PART != 1, VALUE_DIM != BLOCK_VALUE)
             grad_probs = dot(grad_output, tl.trans(value), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
             if HAS_DROPOUT:
                 keep = dropout_keep(rng_state_ptr, batch_head, queries, start_k, keep_threshold, BLOCK_K)

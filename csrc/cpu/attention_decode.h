@@ -167,10 +167,8 @@ void merge(const PartialOutput<A>& part, int64_t row, int64_t row_size, PartialO
   total.row_max[row] = new_max;
 }
 
-inline bool suits_decoding(const Sizes& sizes, const Tensor& key, const Tensor& value, const Dropout& dropout,
-                           bool is_causal) {
-  return sizes.group() * sizes.len_q <= kDecodeRows && !is_causal && !dropout.active && key.strides[3] == 1 &&
-         value.strides[3] == 1;
+inline bool suits_decoding(const Sizes& sizes, const Tensor& key, const Tensor& value, const Dropout& dropout) {
+  return sizes.group() * sizes.len_q <= kDecodeRows && !dropout.active && key.strides[3] == 1 && value.strides[3] == 1;
 }
 
 template <class T, class A = acc_t<T>>

@@ -28,11 +28,13 @@ void adam_step(const TensorList& params, const TensorList& grads, const TensorLi
                bool zero_grad);
 
 void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
-                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
+                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+                       const Tensor& alibi_slopes, int64_t window_left, int64_t window_right, const Tensor& output,
                        const Tensor& lse);
 void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query, const Tensor& key,
                         const Tensor& value, const Tensor& attn_mask, const Tensor& output, const Tensor& lse,
-                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool needs_mask_grad,
+                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+                        const Tensor& alibi_slopes, int64_t window_left, int64_t window_right, bool needs_mask_grad,
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
 
