@@ -16,6 +16,7 @@ from .attention_common import (
     dropout_keep,
     dropout_threshold,
     exp_score,
+    extras_of,
     key_bounds,
     load_alibi_slope,
     load_tile,
@@ -240,8 +241,8 @@ def attention_forward(
     kind = mask_kind(attn_mask)
     in_nats = scores_in_nats(kind, query.dtype)
     left, right, has_window = window_arguments(is_causal, window_left, window_right, len_q, len_k)
-    needs_registers = attn_mask is not None or alibi_slopes is not None or has_window or dropout_p > 0.0
-    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, needs_registers, arch_of(query.device))
+    extras = extras_of(attn_mask, alibi_slopes, has_window, dropout_p)
+    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, extras, arch_of(query.device))
     with on_device_of(query):
         attention_forward_kernel[(triton.cdiv(len_q, tile.block_q) * batch * heads,)](
             query,

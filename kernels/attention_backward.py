@@ -13,6 +13,7 @@ from .attention_backward_query import QUERY_TILES, attention_backward_query_kern
 from .attention_common import (
     alibi_strides,
     dropout_threshold,
+    extras_of,
     load_tile,
     mask_kind,
     padded_dim,
@@ -147,8 +148,8 @@ def attention_backward(
     )
     dims = (head_dim, value_dim, padded_dim(head_dim), padded_dim(value_dim))
     flags = (kind, alibi_slopes is not None, is_causal, has_window, dropout_p > 0.0)
-    needs_registers = attn_mask is not None or alibi_slopes is not None or has_window or dropout_p > 0.0
-    tile_facts = (head_dim, value_dim, query.dtype, needs_registers, arch_of(query.device))
+    extras = extras_of(attn_mask, alibi_slopes, has_window, dropout_p)
+    tile_facts = (head_dim, value_dim, query.dtype, extras, arch_of(query.device))
     upcast_dot = INTERPRET and query.dtype == torch.bfloat16
 
     with on_device_of(query):

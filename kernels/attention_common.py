@@ -27,10 +27,10 @@ def padded_dim(dim):
     return max(16, triton.next_power_of_2(dim))
 
 
-def tile_from(table, head_dim, value_dim, dtype, needs_registers, arch):
+def tile_from(table, head_dim, value_dim, dtype, extras, arch):
     """The entry of a kernel's tile table: {kind of chip or dtype: {the larger dim, padded: tile}}.
 
-    Masks, ALiBi, windows and dropout need registers, so a kind may have an entry for them of its own.
+    Extras ("", "masked" or "window", see `extras_of`) need registers, so a kind may have entries for them of their own.
     """
     if INTERPRET:  # small, so that short test sequences cross every kind of tile border
         return AttentionTile(32, 16, 1, 1)
@@ -40,8 +40,16 @@ def tile_from(table, head_dim, value_dim, dtype, needs_registers, arch):
         kind = "sm_86"
     else:
         kind = "sm_80" if arch < 90 else "sm_90" if arch < 100 else "sm_100"
-    by_dim = table.get(f"{kind}, masked", table[kind]) if needs_registers else table[kind]
+    kinds = {"": (kind,), "masked": (f"{kind}, masked", kind), "window": (f"{kind}, window", f"{kind}, masked", kind)}
+    by_dim = next(table[kind] for kind in kinds[extras] if kind in table)
     return AttentionTile(*by_dim[max(64, padded_dim(head_dim), padded_dim(value_dim))])
+
+
+def extras_of(attn_mask, alibi_slopes, has_window, dropout_p):
+    """What a kernel needs registers for beside its products."""
+    if has_window:
+        return "window"
+    return "masked" if attn_mask is not None or alibi_slopes is not None or dropout_p > 0.0 else ""
 
 
 def mask_kind(attn_mask):
