@@ -15,6 +15,7 @@ if find_spec("torch"):
     from .dispatch import explain, use_backend
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import attention_decode as _attention_decode
     from .ops import cross_entropy as _cross_entropy
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
@@ -31,6 +32,9 @@ if find_spec("torch"):
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    attention_decode = accepts_arrays(_attention_decode.attention_decode)
+    attention_decode_with_lse = accepts_arrays(_attention_decode.attention_decode_with_lse)
+    cache_append = accepts_arrays(_attention_decode.cache_append)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
@@ -52,7 +56,10 @@ __all__ = [
     "add_layer_norm",
     "add_layer_norm_with_sum",
     "attention",
+    "attention_decode",
+    "attention_decode_with_lse",
     "attention_with_lse",
+    "cache_append",
     "cross_entropy",
     "dequantize",
     "explain",

@@ -28,6 +28,8 @@ static void define_functions(py::module_& module) {
 
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
+  module.def("attention_decode_forward", &bigkern::attention_decode_forward, release_gil());
+  module.def("cache_append_step", &bigkern::cache_append_step, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("grad_norm_forward", &bigkern::grad_norm_forward, release_gil());

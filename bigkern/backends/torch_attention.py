@@ -107,7 +107,7 @@ def _fused_applies(query, key, value, attn_mask, dropout_p):
 
 def _for_each_head(tensor, query):
     """key or value [batch, kv_heads, ...] in the dtype of lse, repeated to [batch, heads, ...]"""
-    tensor = tensor.to(_acc_dtype(tensor.dtype))
+    tensor = tensor.to(acc_dtype(tensor.dtype))
     return tensor.repeat_interleave(query.shape[1] // max(tensor.shape[1], 1), 1)
 
 
@@ -116,13 +116,13 @@ def _sum_over_group(grad, tensor):
     return grad.reshape(batch, kv_heads, grad.shape[1] // max(kv_heads, 1), length, dim).sum(2)
 
 
-def _acc_dtype(dtype):
+def acc_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _scores(query, key, attn_mask, is_causal, scale, alibi_slopes, window_left, window_right):
     """[batch, heads, len_q, len_k] in the dtype of lse, -inf where a query does not see a key"""
-    scores = query.to(_acc_dtype(query.dtype)) @ _for_each_head(key, query).mT * scale
+    scores = query.to(acc_dtype(query.dtype)) @ _for_each_head(key, query).mT * scale
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
     window_right = 0 if is_causal else window_right

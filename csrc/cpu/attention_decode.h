@@ -17,9 +17,9 @@ struct PartialOutput {
   A *output, *row_max, *row_sum;  // [rows, value_dim], [rows], [rows]
 
   PartialOutput(Cutter& cutter, const Sizes& sizes)
-      : output(cutter.take<A>(kDecodeRows * round_up(sizes.value_dim, lanes<A>))),
-        row_max(cutter.take<A>(kDecodeRows)),
-        row_sum(cutter.take<A>(kDecodeRows)) {}
+      : output(cutter.take<A>(sizes.group() * sizes.len_q * round_up(sizes.value_dim, lanes<A>))),
+        row_max(cutter.take<A>(sizes.group() * sizes.len_q)),
+        row_sum(cutter.take<A>(sizes.group() * sizes.len_q)) {}
 };
 
 template <class A>

@@ -38,6 +38,13 @@ void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
 
+void attention_decode_forward(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+                              const Tensor& cache_seqlens, const Tensor& block_table, const Tensor& key_scale,
+                              const Tensor& value_scale, const Tensor& alibi_slopes, double scale, int64_t window_left,
+                              int64_t window_right, const Tensor& output, const Tensor& lse);
+void cache_append_step(const TensorList& caches, const TensorList& scales, const Tensor& key, const Tensor& value,
+                       const Tensor& cache_seqlens, const Tensor& block_table);
+
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
                            const Tensor& total_weight);
