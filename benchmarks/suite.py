@@ -35,6 +35,7 @@ SUITES = (
     "rms_norm",
     "add_layer_norm",
     "attention",
+    "attention_decode",
     "int8_linear",
     "sgd",
     "adam",

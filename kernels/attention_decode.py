@@ -14,12 +14,12 @@ __all__ = ["attention_decode_forward", "cache_append_step"]
 MAX_ROWS = 64
 
 
-def tile_for(rows, head_dim, value_dim, dtype):
+def tile_for(rows, head_dim, value_dim, dtype, is_int8):
     """(rows, keys) of a tile, num_warps: 16 rows are the least that tl.dot takes. A first guess, not yet timed."""
     if INTERPRET:
         return 16, 16, 1
     block_rows = min(max(16, triton.next_power_of_2(rows)), MAX_ROWS)
-    wide = max(padded_dim(head_dim), padded_dim(value_dim)) > 128 or dtype == torch.float32
+    wide = max(padded_dim(head_dim), padded_dim(value_dim)) > 128 or dtype == torch.float32 or is_int8
     return block_rows, 32 if wide else 64, 4
 
 
@@ -252,7 +252,7 @@ def attention_decode_forward(
     capacity = block_size * (1 if block_table is None else block_table.shape[1])
     group = heads // kv_heads
     rows = group * len_q
-    block_rows, block_k, num_warps = tile_for(rows, head_dim, value_dim, query.dtype)
+    block_rows, block_k, num_warps = tile_for(rows, head_dim, value_dim, query.dtype, key_scale is not None)
     row_blocks = triton.cdiv(rows, block_rows)
     part_keys = part_keys_for(batch * kv_heads * row_blocks, max(capacity, 1), block_k, query.device)
     num_parts = max(1, triton.cdiv(capacity, part_keys))
