@@ -37,6 +37,7 @@ SUITES = (
     "attention",
     "attention_decode",
     "int8_linear",
+    "weight_only_linear",
     "sgd",
     "adam",
     "rmsprop",

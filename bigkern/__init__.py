@@ -22,11 +22,13 @@ if find_spec("torch"):
     from .ops import linear_act as _linear_act
     from .ops import quantize as _quantize
     from .ops import rms_norm as _rms_norm
+    from .ops import weight_only_linear as _weight_only_linear
     from .ops.adagrad import adagrad
     from .ops.adam import adam
     from .ops.grad_norm import grad_norm
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
+    from .ops.weight_only_linear import dequantize_weight, quantize_weight
 
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
@@ -42,6 +44,7 @@ if find_spec("torch"):
     linear_act = accepts_arrays(_linear_act.linear_act)
     quantize = accepts_arrays(_quantize.quantize)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
+    weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
 else:
 
     def __getattr__(name):
@@ -62,6 +65,7 @@ __all__ = [
     "cache_append",
     "cross_entropy",
     "dequantize",
+    "dequantize_weight",
     "explain",
     "functional",
     "grad_norm",
@@ -71,8 +75,10 @@ __all__ = [
     "nn",
     "optim",
     "quantize",
+    "quantize_weight",
     "rms_norm",
     "rmsprop",
     "sgd",
     "use_backend",
+    "weight_only_linear",
 ]

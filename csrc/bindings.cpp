@@ -45,6 +45,7 @@ static void define_functions(py::module_& module) {
   module.def("rms_norm_backward", &bigkern::rms_norm_backward, release_gil());
   module.def("rmsprop_step", &bigkern::rmsprop_step, release_gil());
   module.def("sgd_step", &bigkern::sgd_step, release_gil());
+  module.def("weight_only_linear_forward", &bigkern::weight_only_linear_forward, release_gil());
 }
 
 // A module finds its entry by its own name.

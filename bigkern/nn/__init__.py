@@ -6,6 +6,7 @@ from .linear import Linear, LinearAct
 from .loss import CrossEntropyLoss
 from .norm import LayerNorm, RMSNorm
 from .quantized_linear import QuantizedLinear, quantize_linears
+from .weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "CrossEntropyLoss",
@@ -15,6 +16,7 @@ __all__ = [
     "MultiheadAttention",
     "QuantizedLinear",
     "RMSNorm",
+    "WeightOnlyLinear",
     "quantize_linears",
     "utils",
 ]

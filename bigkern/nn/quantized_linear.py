@@ -6,6 +6,7 @@ from ..ops.int8_linear import int8_linear
 from ..ops.linear_act import ACTIVATIONS
 from ..ops.quantize import quantize
 from .linear import Linear, LinearAct
+from .weight_only_linear import WeightOnlyLinear
 
 REPLACED = (torch.nn.Linear, Linear, LinearAct)
 
@@ -77,25 +78,37 @@ class QuantizedLinear(torch.nn.Module):
         )
 
 
-def quantize_linears(module):
-    """Replaces every linear layer in `module` by its QuantizedLinear, in place, and returns the module.
+def quantize_linears(module, weight_only_bits=None, group_size=None):
+    """Replaces every linear layer in `module` by one with quantized weights, in place, and returns the module.
 
     torch.nn.Linear, bigkern.nn.Linear and bigkern.nn.LinearAct are replaced; other subclasses may compute something
     else and are left alone. A layer that is used in several places stays one layer.
 
     Args:
         module: any torch.nn.Module; where it is itself a linear layer, its replacement is returned.
+        weight_only_bits: None: QuantizedLinear, int8 weights and inputs. 8 or 4: WeightOnlyLinear, whose inputs stay
+            floating.
+        group_size: with weight_only_bits: neighbours of a row that share a scale; None: a whole row.
 
     Raises:
-        ValueError: a layer has hooks, which its replacement would not run.
+        ValueError: a layer has hooks, which its replacement would not run, or group_size does not divide its
+            in_features, or comes without weight_only_bits.
     """
+    if group_size is not None and weight_only_bits is None:
+        raise ValueError("quantize_linears: group_size goes with weight_only_bits")
     replacements = {}
 
     def replacement(layer, name):
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
             raise ValueError(f"quantize_linears: layer {name!r} has hooks, which its replacement would not run")
         if layer not in replacements:
-            replacements[layer] = QuantizedLinear.from_float(layer, getattr(layer, "activation", "none"))
+            activation = getattr(layer, "activation", "none")
+            if weight_only_bits is None:
+                replacements[layer] = QuantizedLinear.from_float(layer, activation)
+            else:
+                replacements[layer] = WeightOnlyLinear.from_float(
+                    layer, weight_only_bits, group_size, activation=activation
+                )
         return replacements[layer]
 
     if type(module) in REPLACED:

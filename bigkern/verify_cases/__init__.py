@@ -13,6 +13,7 @@ from .linear_act import LINEAR_ACT
 from .norms import ADD_LAYER_NORM, LAYER_NORM, RMS_NORM
 from .optimizers import OPTIMIZERS
 from .quantize import QUANTIZE
+from .weight_only_linear import WEIGHT_ONLY_LINEAR
 
 __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
@@ -26,6 +27,7 @@ CASES = [
     *ADD_LAYER_NORM,
     *QUANTIZE,
     *INT8_LINEAR,
+    *WEIGHT_ONLY_LINEAR,
     *OPTIMIZERS,
 ]
 OPS = tuple(dict.fromkeys(case.op for case in CASES))

@@ -93,4 +93,8 @@ void sgd_step(const TensorList& params, const TensorList& grads, const TensorLis
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
               bool zero_grad);
 
+void weight_only_linear_forward(const Tensor& input, const Tensor& qweight, const Tensor& weight_scale,
+                                const Tensor& weight_zero_point, const Tensor& bias, const std::string& activation,
+                                const Tensor& output);
+
 }  // namespace bigkern

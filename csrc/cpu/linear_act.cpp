@@ -10,7 +10,7 @@ template <class T>
 Matrix<T> matrix(const Tensor& tensor) {
   return {tensor.as<const T>(), tensor.sizes[0], tensor.sizes[1], tensor.strides[0], tensor.strides[1]};
 }
-// What becomes of the finished sums: bias, activation, and the stores. The outputs are contiguous.
+// What becomes of the finished sums: bias, activation, and the stores. The outputs' rows are dense.
 template <class T>
 struct LinearEpilogue {
   T* output;
@@ -60,7 +60,7 @@ template <class T>
 void forward_typed(const Tensor& input, const Tensor& weight, const Tensor& bias, Activation activation,
                    bool save_pre_activation, const Tensor& output, const Tensor& pre_activation) {
   const int64_t N = weight.sizes[0];
-  LinearEpilogue<T> epilogue = {output.as<T>(), N};
+  LinearEpilogue<T> epilogue = {output.as<T>(), input.sizes[0] == 1 ? N : output.strides[0]};
   epilogue.activation = activation;
   if (save_pre_activation) epilogue.pre_activation = pre_activation.as<T>();
   const bool strided_bias = bias.defined() && bias.strides[0] != 1;
