@@ -16,6 +16,7 @@ if find_spec("torch"):
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
     from .ops import attention_decode as _attention_decode
+    from .ops import attention_varlen as _attention_varlen
     from .ops import cross_entropy as _cross_entropy
     from .ops import int8_linear as _int8_linear
     from .ops import layer_norm as _layer_norm
@@ -36,6 +37,8 @@ if find_spec("torch"):
     attention_with_lse = accepts_arrays(_attention.attention_with_lse)
     attention_decode = accepts_arrays(_attention_decode.attention_decode)
     attention_decode_with_lse = accepts_arrays(_attention_decode.attention_decode_with_lse)
+    attention_varlen = accepts_arrays(_attention_varlen.attention_varlen)
+    attention_varlen_with_lse = accepts_arrays(_attention_varlen.attention_varlen_with_lse)
     cache_append = accepts_arrays(_attention_decode.cache_append)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
@@ -61,6 +64,8 @@ __all__ = [
     "attention",
     "attention_decode",
     "attention_decode_with_lse",
+    "attention_varlen",
+    "attention_varlen_with_lse",
     "attention_with_lse",
     "cache_append",
     "cross_entropy",

@@ -29,6 +29,8 @@ static void define_functions(py::module_& module) {
   module.def("attention_forward", &bigkern::attention_forward, release_gil());
   module.def("attention_backward", &bigkern::attention_backward, release_gil());
   module.def("attention_decode_forward", &bigkern::attention_decode_forward, release_gil());
+  module.def("attention_varlen_forward", &bigkern::attention_varlen_forward, release_gil());
+  module.def("attention_varlen_backward", &bigkern::attention_varlen_backward, release_gil());
   module.def("cache_append_step", &bigkern::cache_append_step, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());

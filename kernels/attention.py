@@ -24,6 +24,7 @@ from .attention_common import (
     mask_scores,
     padded_dim,
     scores_in_nats,
+    sequence_of,
     tile_from,
     tile_offsets,
     units_per_nat,
@@ -54,6 +55,8 @@ def attention_forward_kernel(
     mask_ptr,
     alibi_ptr,
     rng_state_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     output_ptr,
     lse_ptr,
     query_stride_batch,
@@ -78,6 +81,8 @@ def attention_forward_kernel(
     group_size,
     len_q,
     len_k,
+    total_q,
+    total_k,
     window_left,
     window_right,
     score_scale,
@@ -97,6 +102,7 @@ def attention_forward_kernel(
     NEGATIVE_SCALE: tl.constexpr,
     IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
     q_block = tl.program_id(0) % num_q_blocks
@@ -107,6 +113,20 @@ def attention_forward_kernel(
     head = (batch_head % heads).to(tl.int64)
     kv_head = head // group_size
     start_q = q_block * BLOCK_Q
+
+    output_start = batch_head.to(tl.int64) * len_q  # of the rows of output and lse, which lie side by side
+    output_step = 1
+    lse_start = output_start
+    if PACKED:  # len_q and len_k are the longest sequence's: this one's lie behind its first rows
+        first_q, len_q = sequence_of(cu_seqlens_q_ptr, batch, total_q)
+        first_k, len_k = sequence_of(cu_seqlens_k_ptr, batch, total_k)
+        query_ptr += first_q * query_stride_len
+        key_ptr += first_k * key_stride_len
+        value_ptr += first_k * value_stride_len
+        output_start = first_q * heads + head
+        output_step = heads
+        lse_start = head * total_q + first_q
+        len_k = tl.where(start_q < len_q, len_k, 0)
 
     query_rows = start_q + tl.arange(0, BLOCK_Q)
     key_rows = tl.arange(0, BLOCK_K)
@@ -198,13 +218,13 @@ def attention_forward_kernel(
     output = acc * (keep_scale / row_sum)[:, None]
     lse = row_max + tl.log2(row_sum) * LN2 if IN_NATS else (row_max + tl.log2(row_sum)) * LN2
 
-    output_rows = batch_head.to(tl.int64) * len_q + query_rows
+    output_rows = output_start + query_rows.to(tl.int64) * output_step
     output_ptrs = output_ptr + tile_offsets(output_rows, value_dims, VALUE_DIM, 1)
     inside = query_rows < len_q
     tl.store(
         output_ptrs, output.to(output_ptr.dtype.element_ty), mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :]
     )
-    tl.store(lse_ptr + output_rows, lse, mask=inside)
+    tl.store(lse_ptr + lse_start + query_rows, lse, mask=inside)
 
 
 def attention_forward(
@@ -230,14 +250,44 @@ def attention_forward(
     output 0 and lse -inf. alibi_slopes [batch, heads] float32 or None. Raises ValueError for a head_dim or value_dim
     above 256.
     """
-    batch, heads, len_q, head_dim = query.shape
-    kv_heads, len_k, value_dim = value.shape[1:]
     if lse.numel() == 0:
         return
-    if len_k == 0:
+    if key.shape[2] == 0:
         output.zero_()
         lse.fill_(float("-inf"))
         return
+    options = (dropout_p, is_causal, scale, alibi_slopes, window_left, window_right)
+    launch_forward(
+        query, key, value, attn_mask, rng_state, None, None, query.shape[2], key.shape[2], *options, output, lse
+    )
+
+
+def launch_forward(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    len_q,
+    len_k,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+    output,
+    lse,
+):
+    """Of whole batches, or with cu_seqlens of packed sequences: then query, key and value are [1, heads, total, dim],
+    len_q and len_k the longest sequence's, output is [total_q, heads, value_dim] and lse [heads, total_q]."""
+    batch, heads, total_q, head_dim = query.shape
+    kv_heads, total_k, value_dim = value.shape[1:]
+    is_packed = cu_seqlens_q is not None
+    if is_packed:
+        batch = cu_seqlens_q.shape[0] - 1
     kind = mask_kind(attn_mask)
     in_nats = scores_in_nats(kind, query.dtype)
     left, right, has_window = window_arguments(is_causal, window_left, window_right, len_q, len_k)
@@ -251,6 +301,8 @@ def attention_forward(
             attn_mask,
             alibi_slopes,
             rng_state,
+            cu_seqlens_q,
+            cu_seqlens_k,
             output,
             lse,
             *query.stride(),
@@ -262,6 +314,8 @@ def attention_forward(
             heads // kv_heads,
             len_q,
             len_k,
+            total_q,
+            total_k,
             left,
             right,
             scale * units_per_nat(in_nats),
@@ -281,6 +335,7 @@ def attention_forward(
             scale < 0.0,
             in_nats,
             INTERPRET and query.dtype == torch.bfloat16,
+            is_packed,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **COMPILE_OPTIONS,

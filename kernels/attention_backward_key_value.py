@@ -4,12 +4,14 @@ import triton
 import triton.language as tl
 
 from .attention_common import (
+    ROW_PADDING,
     dot,
     dropout_keep,
     exp_shifted_score,
     load_alibi_slope,
     load_tile,
     mask_scores,
+    sequence_of,
     tile_offsets,
 )
 
@@ -35,6 +37,8 @@ def attention_backward_key_value_kernel(
     mask_ptr,
     alibi_ptr,
     rng_state_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     grad_output_ptr,
     shift_ptr,
     delta_ptr,
@@ -66,6 +70,8 @@ def attention_backward_key_value_kernel(
     group_size,
     len_q,
     len_k,
+    total_q,
+    total_k,
     padded_len_q,
     window_left,
     window_right,
@@ -88,6 +94,7 @@ def attention_backward_key_value_kernel(
     CHECK_QUERIES: tl.constexpr,
     IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     """grad_key and grad_value of BLOCK_K keys, summed over the queries of all the heads that share them."""
     num_k_blocks = tl.cdiv(len_k, BLOCK_K)
@@ -95,6 +102,22 @@ def attention_backward_key_value_kernel(
     batch_kv_head = tl.program_id(0) // num_k_blocks
     batch = (batch_kv_head // kv_heads).to(tl.int64)
     kv_head = (batch_kv_head % kv_heads).to(tl.int64)
+
+    stats_step = padded_len_q  # from head to head
+    stats_start_of_first = tl.cast(batch_kv_head * group_size, tl.int64) * padded_len_q
+    grad_start = batch_kv_head.to(tl.int64) * len_k
+    grad_step = 1
+    if PACKED:  # as in the forward kernel
+        first_q, len_q = sequence_of(cu_seqlens_q_ptr, batch, total_q)
+        first_k, len_k = sequence_of(cu_seqlens_k_ptr, batch, total_k)
+        query_ptr += first_q * query_stride_len
+        grad_output_ptr += first_q * grad_output_stride_len
+        key_ptr += first_k * key_stride_len
+        value_ptr += first_k * value_stride_len
+        stats_start_of_first = kv_head * group_size * padded_len_q + first_q + batch * ROW_PADDING
+        grad_start = first_k * kv_heads + kv_head
+        grad_step = kv_heads
+        len_q = tl.where(start_k < len_k, len_q, 0)
 
     keys = start_k + tl.arange(0, BLOCK_K)
     dims = tl.arange(0, BLOCK_DIM)
@@ -131,7 +154,7 @@ def attention_backward_key_value_kernel(
         batch_head = batch_kv_head * group_size + group_index
         query_head_ptr = query_ptr + batch * query_stride_batch + head * query_stride_head
         grad_output_head_ptr = grad_output_ptr + batch * grad_output_stride_batch + head * grad_output_stride_head
-        stats_start = tl.cast(batch_head, tl.int64) * padded_len_q
+        stats_start = stats_start_of_first + tl.cast(group_index, tl.int64) * stats_step
         alibi_slope = load_alibi_slope(
             alibi_ptr, batch, head, alibi_stride_batch, alibi_stride_head, HAS_ALIBI, IN_NATS
         )
@@ -203,7 +226,7 @@ def attention_backward_key_value_kernel(
                 query_ptrs += tl.cast(query_stride_len, tl.int64) * step
                 grad_output_ptrs += tl.cast(grad_output_stride_len, tl.int64) * step
 
-    grad_rows = batch_kv_head.to(tl.int64) * len_k + keys
+    grad_rows = grad_start + keys.to(tl.int64) * grad_step
     inside = (keys < len_k)[:, None]
     grad_key_ptrs = grad_key_ptr + tile_offsets(grad_rows, dims, HEAD_DIM, 1)
     grad_key = (grad_key * scale).to(grad_key_ptr.dtype.element_ty)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .attention_common import (
+    ROW_PADDING,
     dot,
     dropout_keep,
     exp_shifted_score,
@@ -11,6 +12,7 @@ from .attention_common import (
     load_alibi_slope,
     load_tile,
     mask_scores,
+    sequence_of,
     tile_offsets,
 )
 
@@ -34,6 +36,8 @@ def attention_backward_query_kernel(
     mask_ptr,
     alibi_ptr,
     rng_state_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     grad_output_ptr,
     shift_ptr,
     delta_ptr,
@@ -65,6 +69,8 @@ def attention_backward_query_kernel(
     group_size,
     len_q,
     len_k,
+    total_q,
+    total_k,
     padded_len_q,
     window_left,
     window_right,
@@ -86,6 +92,7 @@ def attention_backward_query_kernel(
     NEEDS_MASK_GRAD: tl.constexpr,
     IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     """grad_query of BLOCK_Q queries, and their rows of grad_attn_mask."""
     num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
@@ -97,6 +104,21 @@ def attention_backward_query_kernel(
     head = (batch_head % heads).to(tl.int64)
     kv_head = head // group_size
     start_q = q_block * BLOCK_Q
+
+    stats_start = batch_head.to(tl.int64) * padded_len_q
+    grad_start = batch_head.to(tl.int64) * len_q
+    grad_step = 1
+    if PACKED:  # as in the forward kernel
+        first_q, len_q = sequence_of(cu_seqlens_q_ptr, batch, total_q)
+        first_k, len_k = sequence_of(cu_seqlens_k_ptr, batch, total_k)
+        query_ptr += first_q * query_stride_len
+        grad_output_ptr += first_q * grad_output_stride_len
+        key_ptr += first_k * key_stride_len
+        value_ptr += first_k * value_stride_len
+        stats_start = head * padded_len_q + first_q + batch * ROW_PADDING
+        grad_start = first_q * heads + head
+        grad_step = heads
+        len_k = tl.where(start_q < len_q, len_k, 0)
 
     queries = start_q + tl.arange(0, BLOCK_Q)
     key_rows = tl.arange(0, BLOCK_K)
@@ -110,10 +132,14 @@ def attention_backward_query_kernel(
     grad_output_ptrs = grad_output_ptr + batch * grad_output_stride_batch + head * grad_output_stride_head
     grad_output_ptrs += tile_offsets(queries, value_dims, grad_output_stride_len, grad_output_stride_dim)
     grad_output = load_tile(grad_output_ptrs, queries, len_q, value_dims, VALUE_DIM, True, VALUE_DIM != BLOCK_VALUE)
-    stats_rows = batch_head.to(tl.int64) * padded_len_q + queries
-    shift = tl.load(shift_ptr + stats_rows)
-    delta = tl.load(delta_ptr + stats_rows)
-    grad_rows = batch_head.to(tl.int64) * len_q + queries
+    stats_rows = stats_start + queries
+    if PACKED:  # a block beyond its sequence has no statistics
+        shift = tl.load(shift_ptr + stats_rows, mask=inside, other=float("inf"))
+        delta = tl.load(delta_ptr + stats_rows, mask=inside, other=0.0)
+    else:
+        shift = tl.load(shift_ptr + stats_rows)
+        delta = tl.load(delta_ptr + stats_rows)
+    grad_rows = grad_start + queries.to(tl.int64) * grad_step
 
     key_ptrs = key_ptr + batch * key_stride_batch + kv_head * key_stride_head
     key_ptrs += tile_offsets(key_rows, dims, key_stride_len, key_stride_dim)

@@ -11,6 +11,7 @@ from .common import INTERPRET, shared_memory_of
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 MAX_HEAD_DIM = 256
+ROW_PADDING = tl.constexpr(128)  # of the backward's row statistics
 
 
 class AttentionTile(NamedTuple):
@@ -86,6 +87,14 @@ def units_per_nat(in_nats):
 def dropout_threshold(dropout_p):
     """A probability is kept when its Philox word is at or above this."""
     return int(dropout_p * 2**32)
+
+
+@triton.jit
+def sequence_of(cu_seqlens_ptr, sequence, total):
+    """(first row, number of rows) of one of the sequences that are packed into `total` rows."""
+    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + sequence), 0), total)
+    end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + sequence + 1), start), total)
+    return start.to(tl.int64), end - start
 
 
 @triton.jit

@@ -123,11 +123,10 @@ void attention_forward_typed(const Tensor& query, const Tensor& key, const Tenso
       pack_transposed_panels<E>(matrix<T>(query, tile.b, tile.h).rows_from(tile.q0, tile.queries), block.query);
       attend<E>(tile, sizes, packed[head], attn_mask, dropout, static_cast<A>(scale), block);
 
-      int64_t row = (tile.b * sizes.heads + tile.h) * sizes.len_q + tile.q0;
       for (int64_t i = 0; i < tile.queries; ++i) {
         store_output<T>(block.output + i * round_up(sizes.value_dim, kPanel<E>), block.row_sum[i], sizes.value_dim,
-                        output.as<T>() + (row + i) * sizes.value_dim);
-        lse.as<A>()[row + i] = block.row_max[i] + std::log(block.row_sum[i]);
+                        row_of<T>(output, tile.b, tile.h, tile.q0 + i));
+        *row_of<A>(lse, tile.b, tile.h, tile.q0 + i) = block.row_max[i] + std::log(block.row_sum[i]);
       }
     });
   }

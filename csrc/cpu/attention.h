@@ -80,6 +80,12 @@ MatrixView<const T> matrix(const Tensor& tensor, int64_t b, int64_t h) {
           tensor.strides[2], tensor.strides[3]};
 }
 
+// Where row i of tensor[batch, head] starts; its elements lie side by side.
+template <class T>
+T* row_of(const Tensor& tensor, int64_t b, int64_t h, int64_t i) {
+  return tensor.as<T>() + b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
+}
+
 // A piece of the score matrix of one (batch, head): queries [q0, q0 + queries) and keys [k0, k0 + keys).
 struct Tile {
   int64_t b, h;

@@ -137,9 +137,8 @@ class Backward : Arguments {
       if (with_keys) accumulate_key_gradients(tile, packed[head].queries[g], tile.k0, scratch);
     }
     if (needs_mask_grad) clear_mask_gradient(tile, k_begin, k_end);
-    int64_t row = (tile.b * sizes.heads + tile.h) * sizes.len_q + tile.q0;
     store_scaled(scratch.grad_query, tile.queries, sizes.head_dim, row_size, A(scale),
-                 grad_query.as<T>() + row * sizes.head_dim);
+                 row_of<T>(grad_query, tile.b, tile.h, tile.q0), grad_query.strides[2]);
   }
 
   // grad_key and grad_value of one block of keys.
@@ -178,11 +177,11 @@ class Backward : Arguments {
   }
 
   void store_key_gradients(int64_t head, int64_t k0, int64_t keys, const BackwardScratch<E>& scratch) {
-    int64_t row = (first_head + head) * sizes.len_k + k0;
+    int64_t b = batch_of(head), h = kv_head_of(head);
     store_scaled(scratch.grad_key, keys, sizes.head_dim, round_up(sizes.head_dim, kPanel<E>), A(scale),
-                 grad_key.as<T>() + row * sizes.head_dim);
+                 row_of<T>(grad_key, b, h, k0), grad_key.strides[2]);
     store_scaled(scratch.grad_value, keys, sizes.value_dim, round_up(sizes.value_dim, kPanel<E>), A(1),
-                 grad_value.as<T>() + row * sizes.value_dim);
+                 row_of<T>(grad_value, b, h, k0), grad_value.strides[2]);
   }
 
   // Calls body(pointer to the tile's first row in grad_attn_mask).

@@ -181,8 +181,9 @@ void prepare_rows(const MatrixView<const T>& grad_output, const MatrixView<const
 }
 
 template <class T, class A = acc_t<T>>
-void store_scaled(const A* sums, int64_t rows, int64_t cols, int64_t row_size, A factor, T* target) {
-  for (int64_t row = 0; row < rows; ++row, sums += row_size, target += cols) {
+void store_scaled(const A* sums, int64_t rows, int64_t cols, int64_t row_size, A factor, T* target,
+                  int64_t target_stride) {
+  for (int64_t row = 0; row < rows; ++row, sums += row_size, target += target_stride) {
     int64_t col = 0;
     for (; col + lanes<A> <= cols; col += lanes<A>) store(target + col, load(sums + col) * factor);
     if (col < cols) store_partial(target + col, load(sums + col) * factor, cols - col);

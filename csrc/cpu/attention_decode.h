@@ -195,10 +195,10 @@ void attention_decode(const Tensor& query, const Tensor& key, const Tensor& valu
     for (int64_t row = 0; row < rows; ++row) {
       PartialOutput<A>& total = parts[head * splits];
       for (int64_t split = 1; split < splits; ++split) merge(parts[head * splits + split], row, row_size, total);
-      int64_t out_row = head * rows + row;  // heads of a group follow each other, as in the output
+      int64_t b = head / sizes.kv_heads, h = head % sizes.kv_heads * sizes.group() + row / sizes.len_q;
       store_output<T>(total.output + row * row_size, total.row_sum[row], sizes.value_dim,
-                      output.as<T>() + out_row * sizes.value_dim);
-      lse.as<A>()[out_row] = total.row_max[row] + std::log(total.row_sum[row]);
+                      row_of<T>(output, b, h, row % sizes.len_q));
+      *row_of<A>(lse, b, h, row % sizes.len_q) = total.row_max[row] + std::log(total.row_sum[row]);
     }
 }
 

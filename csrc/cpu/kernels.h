@@ -45,6 +45,17 @@ void attention_decode_forward(const Tensor& query, const Tensor& key_cache, cons
 void cache_append_step(const TensorList& caches, const TensorList& scales, const Tensor& key, const Tensor& value,
                        const Tensor& cache_seqlens, const Tensor& block_table);
 
+void attention_varlen_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& cu_seqlens_q,
+                              const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, bool is_causal,
+                              double scale, const Tensor& alibi_slopes, int64_t window_left, int64_t window_right,
+                              const Tensor& output, const Tensor& lse);
+void attention_varlen_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query,
+                               const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
+                               const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+                               int64_t max_seqlen_k, bool is_causal, double scale, const Tensor& alibi_slopes,
+                               int64_t window_left, int64_t window_right, const Tensor& grad_query,
+                               const Tensor& grad_key, const Tensor& grad_value);
+
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,
                            const Tensor& total_weight);
