@@ -36,6 +36,7 @@ SUITES = (
     "add_layer_norm",
     "attention",
     "attention_decode",
+    "attention_varlen",
     "int8_linear",
     "weight_only_linear",
     "sgd",

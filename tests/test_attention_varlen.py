@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
@@ -53,12 +53,12 @@ class Case:
 
 CASES = [
     Case(),
-    Case(lens_q=(70, 3, 130, 0, 64), is_causal=True, head_dim=8, value_dim=8),
+    Case(lens_q=(70, 3, 90, 0, 64), is_causal=True, heads=1, kv_heads=1, head_dim=8, value_dim=8),
     Case(lens_q=(3, 0, 20), lens_k=(40, 5, 0), rest=3),
     Case(lens_q=(33, 40), lens_k=(50, 7), heads=4, kv_heads=2, value_dim=24, is_causal=True),
     Case(lens_q=(64, 90), window=(20, 5), heads=1, kv_heads=1, rest=1),
     Case(lens_q=(50, 33), window=(15, -1), is_causal=True, has_alibi=True),
-    Case(lens_q=(1,), heads=1, kv_heads=1),
+    Case(lens_q=(1,), lens_k=(2,), heads=1, kv_heads=1),
 ]  # fmt: skip
 
 
@@ -118,11 +118,7 @@ def check_case(place, case, dtype):
     from_torch = results_of(per_sequence, inputs, grad_output, grad_lse, **options)
     names = ("output", "lse", "grad_query", "grad_key", "grad_value")
     for name, actual, right, theirs in zip(names, ours, (output, lse, *grads), from_torch, strict=True):
-        magnitude = None
-        if name in ("grad_query", "grad_key") and 1 in case.lens_q and len(case.lens_q) == 1:
-            # The softmax of a single key is constant: the terms of the gradient of its score cancel.
-            magnitude = abs(to_oracle(grad_output)).max() * abs(arrays[2]).max() * 16 * right.astype(bool).__or__(True)
-        assert_within_policy(actual, right, theirs, actual.dtype, f"{case} {dtype} {name}", magnitude)
+        assert_within_policy(actual, right, theirs, actual.dtype, f"{case} {dtype} {name}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -131,6 +127,7 @@ def test_matches_oracle(place, case):
         check_case(place, case, dtype)
 
 
+@settings(max_examples=12)
 @given(
     lens=st.lists(st.tuples(st.integers(0, 50), st.integers(2, 50)), min_size=1, max_size=3),
     heads=st.sampled_from([(1, 1), (4, 2)]), rest=st.integers(0, 3), is_causal=st.booleans(), has_alibi=st.booleans(),
@@ -138,6 +135,11 @@ def test_matches_oracle(place, case):
 )  # fmt: skip
 def test_any_lengths(place, lens, heads, rest, is_causal, has_alibi, window, seed):
     torch.manual_seed(seed)
+    if place.slow:
+        lens, window = (
+            [(q // 2, (k + 2) // 2) for q, k in lens],
+            tuple((bound + 1) // 2 - (bound < 0) for bound in window),
+        )
     lens_q, lens_k = zip(*lens, strict=True)
     check_case(place, Case(lens_q, lens_k, rest, *heads, 8, 5, is_causal, window, has_alibi), torch.float32)
 
@@ -202,7 +204,12 @@ def test_registration_compile_and_autocast():
     opcheck(attention_varlen_forward.op, (*inputs, *options))
     output, lse = (tensor.detach() for tensor in attention_varlen_forward(*inputs, *options))
     saved = (*inputs[:3], output, lse, *inputs[3:], *options)
-    opcheck(attention_varlen_backward.op, (torch.randn_like(output).requires_grad_(), None, *saved))
+    grad_output = torch.randn_like(output)
+    # Second derivatives loop over lengths that a compiler cannot know: eager ones only.
+    eager_checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(attention_varlen_backward.op, (grad_output.requires_grad_(), None, *saved), test_utils=eager_checks)
+    plain = [tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in saved]
+    opcheck(attention_varlen_backward.op, (grad_output.detach(), None, *plain))
 
     def step(query, key, value, starts):
         return bigkern.attention_varlen(query, key, value, starts, starts, is_causal=True, window_size=(9, -1)).sin()

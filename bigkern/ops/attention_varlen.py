@@ -4,6 +4,9 @@
 
 Equal to padding the sequences and masking the padding, without the work for it: the tile kernels of `attention` walk
 over (sequence, head, block of queries). Source: Dao, "FlashAttention-2" (2023), whose arguments these are.
+
+Second derivatives are taken by a loop over the sequences, eagerly; under torch.compile, which does not know their
+lengths, they raise.
 """
 
 import math

@@ -6,6 +6,7 @@ in float32 and rounded to the dtype under test. Sizes are odd, so that every ker
 
 from .attention import ATTENTION
 from .attention_decode import ATTENTION_DECODE
+from .attention_varlen import ATTENTION_VARLEN
 from .case import ALL_DTYPES, Case
 from .cross_entropy import CROSS_ENTROPY
 from .int8_linear import INT8_LINEAR
@@ -20,6 +21,7 @@ __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 CASES = [
     *ATTENTION,
     *ATTENTION_DECODE,
+    *ATTENTION_VARLEN,
     *LINEAR_ACT,
     *CROSS_ENTROPY,
     *LAYER_NORM,
