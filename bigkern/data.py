@@ -46,3 +46,40 @@ def digits(seed=0, fractions=(0.7, 0.15, 0.15)):
     share = fractions[1] / (fractions[1] + fractions[2])
     validation, test = train_test_split(rest, train_size=share, stratify=targets[rest], random_state=seed)
     return tuple(Split(inputs[part], torch.from_numpy(targets[part])) for part in (train, validation, test))
+
+
+@dataclass
+class Windows:
+    """A text as pieces of `length` tokens, each with the tokens that follow: what a language model is trained on."""
+
+    tokens: torch.Tensor  # int64 [count]
+    length: int
+
+    def __len__(self):
+        return (len(self.tokens) - 1) // self.length
+
+    def batches(self, batch_size, generator=None):
+        """Batches of (inputs, targets), int64 [batch, length] each, shuffled when a generator is given."""
+        count = len(self)
+        inputs = self.tokens[: count * self.length].view(count, self.length)
+        targets = self.tokens[1 : count * self.length + 1].view(count, self.length)
+        yield from Split(inputs, targets).batches(batch_size, generator)
+
+
+def python_documentation(fractions=(0.9, 0.05, 0.05)):
+    """The help texts that every Python carries: (train, validation, test), three strings.
+
+    Topics go whole into one of the three. Many topics quote others: a paragraph is kept where it comes first, so that
+    none is in two parts.
+    """
+    from pydoc_data.topics import topics
+
+    seen, texts = set(), []
+    for name in sorted(topics):
+        paragraphs = dict.fromkeys(topics[name].split("\n\n"))
+        texts.append("\n\n".join(paragraph for paragraph in paragraphs if paragraph not in seen))
+        seen.update(paragraphs)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+    cuts = (round(len(texts) * fractions[0]), round(len(texts) * (fractions[0] + fractions[1])))
+    parts = order[: cuts[0]], order[cuts[0] : cuts[1]], order[cuts[1] :]
+    return tuple("\n\n".join(texts[i] for i in part if texts[i]) for part in parts)

@@ -1,5 +1,6 @@
 """`bigkern train`: the models that can be trained from the command line."""
 
+import importlib
 from pathlib import Path
 
 import click
@@ -7,14 +8,109 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .tasks import TASKS
+
 # The documents print 50,852; 784*64 + 64 + 64*10 + 10 is this.
 MLP_PARAMETERS = 50_890
 MLP_TARGET_ACCURACY = 0.95
 
 
-@click.group()
+class TrainGroup(click.Group):
+    """The perceptron of `mlp`, and a command for every task; a task's file is imported when it is asked for."""
+
+    def list_commands(self, ctx):
+        return [*self.commands, *TASKS]
+
+    def get_command(self, ctx, name):
+        if name not in TASKS:
+            return super().get_command(ctx, name)
+        return task_command(name)
+
+    def format_commands(self, ctx, formatter):
+        summaries = {name: command.get_short_help_str(80) for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(list({**summaries, **TASKS}.items()))
+
+
+@click.group(cls=TrainGroup)
 def train():
     """Train a model on data that is already on this machine."""
+
+
+def task_command(name):
+    """The command of a task: its own options, then those of every training."""
+    options = importlib.import_module(f"bigkern.tasks.{name}").OPTIONS
+    return click.Command(
+        name,
+        params=[*options, *common_options(name)],
+        callback=lambda **values: run_task(name, {option.name for option in options}, values),
+        help=TASKS[name],
+        short_help=TASKS[name],
+    )
+
+
+def common_options(name):
+    """Options of every training. Where one has no default, the task's own is taken."""
+    number, count = click.FloatRange(0), click.IntRange(1)
+    return [
+        click.Option(["--epochs"], type=count, help="Passes over the training data."),
+        click.Option(["--batch-size"], type=count),
+        click.Option(["--lr", "learning_rate"], type=number, help="Learning rate, after the warm-up."),
+        click.Option(["--weight-decay"], type=number, help="L2 penalty; of adamw, decoupled decay."),
+        click.Option(["--l1"], type=number, default=0.0, show_default=True, help="Strength of an L1 penalty."),
+        click.Option(["--schedule"], type=click.Choice(["constant", "cosine", "step"]), help="Of the learning rate."),
+        click.Option(["--warmup-steps"], type=click.IntRange(0), help="Steps of linear rise before the schedule."),
+        click.Option(["--max-grad-norm"], type=number, help="Gradients are clipped to this norm together."),
+        click.Option(["--accumulate"], type=count, default=1, show_default=True, help="Batches to one step."),
+        click.Option(
+            ["--precision"], type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
+        ),
+        click.Option(["--patience"], type=count, help="Stop after this many epochs without a better validation."),
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="Of weights, data order and samples."),
+        click.Option(["--device"], help="cpu or cuda.  [default: cuda where there is one]"),
+        click.Option(["--resume"], is_flag=True, help="Go on from the checkpoint in --out, to the same losses."),
+        click.Option(["--compare"], is_flag=True, help="Time steps beside plain PyTorch, eager and compiled."),
+        click.Option(
+            ["--out"],
+            default=f"runs/{name}",
+            show_default=True,
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder for checkpoint.pt, best.safetensors, loss.png and result.json.",
+        ),
+    ]
+
+
+def run_task(name, own, values):
+    """Runs a task; what a user can mend ends in one line and exit code 1."""
+    _require_extras()
+    import torch
+
+    from .checkpoint import CheckpointError
+    from .run import run
+    from .trainer import Diverged
+
+    settings = {key: value for key, value in values.items() if key not in own}
+    out, resume, compare = (settings.pop(key) for key in ("out", "resume", "compare"))
+    settings["device"] = settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        task = importlib.import_module(f"bigkern.tasks.{name}").make(**{key: values[key] for key in own})
+        for key in settings:
+            if settings[key] is None and hasattr(task, key):
+                settings[key] = getattr(task, key)
+        run(task, settings, out, resume, compare, Console())
+    except (CheckpointError, Diverged, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _require_extras():
+    try:
+        import matplotlib  # noqa: F401
+        import safetensors.torch  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error}; training needs the extra packages: pip install 'bigkern[train]'"
+        ) from None
 
 
 @train.command()
@@ -35,14 +131,8 @@ def mlp(epochs, batch_size, learning_rate, seed, compare, out):
 
     Exit code 1 if the test accuracy stays under 0.95 after 10 or more epochs.
     """
-    try:
-        import matplotlib  # noqa: F401
-        import safetensors.torch
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise click.ClickException(
-            f"{error}; training needs the extra packages: pip install 'bigkern[train]'"
-        ) from None
+    _require_extras()
+    import safetensors.torch
     import torch
 
     from . import train as training

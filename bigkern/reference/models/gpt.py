@@ -1,0 +1,43 @@
+"""The GPT of bigkern.models.gpt in NumPy, forward and backward, from the reference ops."""
+
+import numpy as np
+
+from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
+from .tape import Tape
+
+
+def gpt_loss_and_gradients(parameters, config, tokens, targets):
+    """(loss, logits [batch * length, vocabulary], gradients by the parameters' names).
+
+    Args:
+        parameters: by the names of the model's state_dict; tied weights stand under both names, and their gradients
+            are to be added up by who ties them.
+        config: has the fields of bigkern.models.gpt.GPTConfig.
+        tokens, targets: int [batch, length].
+    """
+    batch, length = tokens.shape
+    tape = Tape(parameters, batch, length, config.eps)
+    tokens = tokens.reshape(-1)
+    x = parameters["tokens.weight"][tokens]
+    if config.positions == "learned":
+        x = x + np.tile(parameters["positions.weight"][:length], (batch, 1))
+    x, back_blocks = tape.pre_norm_blocks(
+        x,
+        config.layers,
+        "gelu_tanh" if config.perceptron == "gelu" else "swiglu",
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        causal=True,
+        rotary_base=config.rotary_base if config.positions == "rotary" else None,
+    )
+    normed, back_norm = tape.norm(x, "norm")
+    logits, back_output = tape.linear(normed, "output")
+
+    rows = logits[:, :, None], targets.reshape(-1, 1), None
+    loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
+    grad_logits, _ = cross_entropy_backward(np.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
+    grad = back_blocks(back_norm(back_output(grad_logits[:, :, 0])))
+    np.add.at(tape.gradients["tokens.weight"], tokens, grad)
+    if config.positions == "learned":
+        tape.gradients["positions.weight"][:length] += grad.reshape(batch, length, -1).sum(0)
+    return loss, logits, tape.gradients
