@@ -18,7 +18,20 @@ from ..registration import Kernel
 from .attention import FLOATING, MAX_HEAD_DIM_GPU, NO_WINDOW, checked_slopes, checked_window, lse_dtype
 
 
-def attention_decode(query, key_cache, value_cache, cache_seqlens, **options) -> torch.Tensor:
+def attention_decode(
+    query,
+    key_cache,
+    value_cache,
+    cache_seqlens,
+    *,
+    block_table=None,
+    key_scale=None,
+    value_scale=None,
+    scale=None,
+    is_causal=True,
+    window_size=NO_WINDOW,
+    alibi_slopes=None,
+) -> torch.Tensor:
     """Attention of a few new tokens per sequence over a cache of keys and values.
 
     Args:
@@ -47,7 +60,19 @@ def attention_decode(query, key_cache, value_cache, cache_seqlens, **options) ->
         ValueError: shapes that do not fit, several devices, a tensor that wants a gradient; on a CPU, a length or a
             page that does not exist.
     """
-    return attention_decode_with_lse(query, key_cache, value_cache, cache_seqlens, **options)[0]
+    return attention_decode_with_lse(
+        query,
+        key_cache,
+        value_cache,
+        cache_seqlens,
+        block_table=block_table,
+        key_scale=key_scale,
+        value_scale=value_scale,
+        scale=scale,
+        is_causal=is_causal,
+        window_size=window_size,
+        alibi_slopes=alibi_slopes,
+    )[0]
 
 
 def attention_decode_with_lse(

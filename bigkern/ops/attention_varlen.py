@@ -18,7 +18,20 @@ from ..registration import Kernel, autocast_enabled, cast_floating
 from .attention import FLOATING, MAX_HEAD_DIM_GPU, NO_WINDOW, checked_slopes, checked_window, lse_dtype
 
 
-def attention_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, **options) -> torch.Tensor:
+def attention_varlen(
+    query,
+    key,
+    value,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    is_causal=False,
+    scale=None,
+    *,
+    window_size=NO_WINDOW,
+    alibi_slopes=None,
+) -> torch.Tensor:
     """Scaled dot product attention of packed sequences.
 
     Args:
@@ -43,7 +56,9 @@ def attention_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, **options) -
         ValueError: shapes that do not fit, several devices, alibi_slopes that want a gradient; on a CPU, cu_seqlens
             that do not rise from 0 to at most the number of rows (a GPU cannot look at them without waiting).
     """
-    return attention_varlen_with_lse(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)[0]
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    place = {"window_size": window_size, "alibi_slopes": alibi_slopes}
+    return attention_varlen_with_lse(query, key, value, *lengths, is_causal, scale, **place)[0]
 
 
 def attention_varlen_with_lse(
