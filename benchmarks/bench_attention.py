@@ -23,9 +23,16 @@ def _case(
     train=True,
     head_dim=64,
     target="",
+    window=None,
 ):
     kv_heads, len_k = kv_heads or heads, len_k or len_q
     options = {"is_causal": causal, "enable_gqa": kv_heads != heads}
+    ours, theirs, pairs = options, options, len_q * len_k * (0.5 if causal else 1)
+    if window is not None:  # PyTorch has none: a dense mask, which costs the whole matrix
+        ours = {**options, "window_size": (window, 0)}
+        visible = torch.ones(len_q, len_k, dtype=torch.bool)
+        theirs = {"attn_mask": visible.tril() & ~visible.tril(-window - 1), "enable_gqa": kv_heads != heads}
+        pairs = len_q * (window + 1)
 
     def inputs(device):
         query = torch.randn(batch, heads, len_q, head_dim, device=device).to(dtype)
@@ -33,14 +40,14 @@ def _case(
         return {"query": query, "key": key, "value": value}
 
     dtype_name = str(dtype).removeprefix("torch.")
-    flops = 4 * batch * heads * len_q * len_k * head_dim * (0.5 if causal else 1)
+    flops = 4 * batch * heads * pairs * head_dim
     nbytes = 2 * batch * head_dim * (heads * len_q + kv_heads * len_k) * dtype.itemsize
     return Case(
         f"{name} {dtype_name}",
         inputs,
-        lambda query, key, value: bigkern.attention(query, key, value, **options),
-        lambda query, key, value: F.scaled_dot_product_attention(query, key, value, **options),
-        peers=peers.attention(**options),
+        lambda query, key, value: bigkern.attention(query, key, value, **ours),
+        lambda query, key, value: F.scaled_dot_product_attention(query, key, value, **_on_device(theirs, query)),
+        peers={} if window is not None else peers.attention(**options),
         flops=flops,
         bytes=nbytes,
         peak=dtype_name,
@@ -51,12 +58,17 @@ def _case(
     )
 
 
+def _on_device(options, tensor):
+    return {name: option.to(tensor.device) if name == "attn_mask" else option for name, option in options.items()}
+
+
 CASES = [
     _case("1x12x512x64", 1, 12, 512),
     _case("2x8x1024x64 causal", 2, 8, 1024, causal=True),
     _case("8x12x128x64", 8, 12, 128),
     _case("1x32/8x256x64 causal", 1, 32, 256, kv_heads=8, causal=True),
     _case("decode 4x32/8, 1024 keys", 4, 32, 1, kv_heads=8, len_k=1024, train=False),
+    _case("1x8x4096x64 causal, window 256", 1, 8, 4096, causal=True, window=256),
     _case("1x12x512x64", 1, 12, 512, dtype=torch.bfloat16),
 ]
 
@@ -70,6 +82,7 @@ GPU_CASES = [
     _case("4x16x4096x128", 4, 16, 4096, **_HALF),
     _case("4x16x4096x128 causal", 4, 16, 4096, causal=True, **_HALF),
     _case("2x32/8x4096x128 causal", 2, 32, 4096, kv_heads=8, causal=True, **_HALF),
+    _case("1x16x16384x128 causal, window 1024", 1, 16, 16384, causal=True, window=1024, **_HALF),
     _case("16x12x512x64", 16, 12, 512, dtype=torch.bfloat16),
     _case("4x16x4096x64 causal", 4, 16, 4096, causal=True, dtype=torch.float16),
     _case("3x7x1021x80", 3, 7, 1021, dtype=torch.bfloat16, head_dim=80),

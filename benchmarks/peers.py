@@ -48,22 +48,22 @@ def linear_act(activation: str) -> dict[str, Callable]:
     return {"cuBLASLt": lambda input, weight, bias: torch._addmm_activation(bias, input, weight.t(), use_gelu=use_gelu)}
 
 
-def linear_cross_entropy() -> dict[str, Callable]:
+def linear_cross_entropy() -> dict[str, WithBackward]:
     """PyTorch's own in chunks, from 2.13 on; Liger and Apple's cut-cross-entropy."""
     peers = {}
     if loaded := _load("torch.nn", "LinearCrossEntropyOptions"):
         (options,) = loaded
-        peers["chunked"] = lambda input, linear_weight, target: F.linear_cross_entropy(
-            input, linear_weight, target, options=options()
+        peers["chunked"] = WithBackward(
+            lambda input, linear_weight, target: F.linear_cross_entropy(input, linear_weight, target, options=options())
         )
     if not torch.cuda.is_available():
         return peers
     if loaded := _load("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy"):
         (liger,) = loaded
-        peers["Liger"] = lambda input, linear_weight, target: liger(input, linear_weight, target)
+        peers["Liger"] = WithBackward(lambda input, linear_weight, target: liger(input, linear_weight, target))
     if loaded := _load("cut_cross_entropy", "linear_cross_entropy"):
         (cut,) = loaded
-        peers["CCE"] = lambda input, linear_weight, target: cut(input, linear_weight, target)
+        peers["CCE"] = WithBackward(lambda input, linear_weight, target: cut(input, linear_weight, target))
     return peers
 
 

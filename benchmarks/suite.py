@@ -68,6 +68,8 @@ SUITES = (
     "lstm",
     "gru",
     "rnn",
+    "attention_decode",
+    "attention_varlen",
     "int8_linear",
     "weight_only_linear",
     "sgd",

@@ -16,6 +16,8 @@ if find_spec("torch"):
     from .ops import adaptive_avg_pool2d as _adaptive_avg_pool2d
     from .ops import add_layer_norm as _add_layer_norm
     from .ops import attention as _attention
+    from .ops import attention_decode as _attention_decode
+    from .ops import attention_varlen as _attention_varlen
     from .ops import avg_pool2d as _avg_pool2d
     from .ops import batch_norm_act as _batch_norm_act
     from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
@@ -60,6 +62,11 @@ if find_spec("torch"):
     conv2d = accepts_arrays(_conv2d.conv2d)
     conv2d_act = accepts_arrays(_conv2d.conv2d_act)
     conv_transpose2d = accepts_arrays(_conv_transpose2d.conv_transpose2d)
+    attention_decode = accepts_arrays(_attention_decode.attention_decode)
+    attention_decode_with_lse = accepts_arrays(_attention_decode.attention_decode_with_lse)
+    attention_varlen = accepts_arrays(_attention_varlen.attention_varlen)
+    attention_varlen_with_lse = accepts_arrays(_attention_varlen.attention_varlen_with_lse)
+    cache_append = accepts_arrays(_attention_decode.cache_append)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
     embedding = accepts_arrays(_embedding.embedding)
@@ -103,10 +110,15 @@ __all__ = [
     "add_layer_norm",
     "add_layer_norm_with_sum",
     "attention",
+    "attention_decode",
+    "attention_decode_with_lse",
+    "attention_varlen",
+    "attention_varlen_with_lse",
     "attention_with_lse",
     "avg_pool2d",
     "batch_norm_act",
     "binary_cross_entropy_with_logits",
+    "cache_append",
     "conv2d",
     "conv2d_act",
     "conv_transpose2d",

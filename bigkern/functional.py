@@ -17,6 +17,8 @@ from .ops.add_layer_norm import add_layer_norm, add_layer_norm_with_sum
 from .ops.attention import attention as scaled_dot_product_attention
 from .ops.avg_pool2d import avg_pool2d
 from .ops.batch_norm_act import batch_norm_act
+from .ops.conv2d import conv2d, conv2d_act
+from .ops.conv_transpose2d import conv_transpose2d
 from .ops.distillation_loss import distillation_loss
 from .ops.embedding import embedding
 from .ops.embedding_bag import embedding_bag
@@ -24,8 +26,6 @@ from .ops.embedding_layer_norm import embedding_layer_norm
 from .ops.gated_act import gated_act, geglu, swiglu
 from .ops.group_norm import group_norm
 from .ops.gru import gru as gru_layer
-from .ops.conv2d import conv2d, conv2d_act
-from .ops.conv_transpose2d import conv_transpose2d
 from .ops.layer_norm import layer_norm
 from .ops.linear_act import apply_linear, linear_act
 from .ops.linear_cross_entropy import linear_cross_entropy

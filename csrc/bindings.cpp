@@ -42,6 +42,10 @@ static void define_functions(py::module_& module) {
   module.def("conv2d_backward", &bigkern::conv2d_backward, release_gil());
   module.def("conv_transpose2d_forward", &bigkern::conv_transpose2d_forward, release_gil());
   module.def("conv_transpose2d_backward", &bigkern::conv_transpose2d_backward, release_gil());
+  module.def("attention_decode_forward", &bigkern::attention_decode_forward, release_gil());
+  module.def("attention_varlen_forward", &bigkern::attention_varlen_forward, release_gil());
+  module.def("attention_varlen_backward", &bigkern::attention_varlen_backward, release_gil());
+  module.def("cache_append_step", &bigkern::cache_append_step, release_gil());
   module.def("cross_entropy_forward", &bigkern::cross_entropy_forward, release_gil());
   module.def("cross_entropy_backward", &bigkern::cross_entropy_backward, release_gil());
   module.def("embedding_forward", &bigkern::embedding_forward, release_gil());

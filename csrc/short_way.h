@@ -243,7 +243,7 @@ inline py::object attention(bool grad_enabled, py::handle query, py::handle key,
   Tensor output = python::tensor_from_object(result);
   py::gil_scoped_release release;
   Lease<struct AttentionLse> lse(static_cast<size_t>(sizes[0] * sizes[1] * sizes[2]) * sizeof(double));
-  attention_forward(q, k, v, {}, {}, 0.0, causal, factor, output,
+  attention_forward(q, k, v, {}, {}, 0.0, causal, factor, {}, -1, -1, output,
                     scratch(lse.as<void>(), precise(q.dtype), {sizes[0], sizes[1], sizes[2]}));
   return result;
 }

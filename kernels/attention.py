@@ -11,18 +11,24 @@ import triton.language as tl
 from .attention_backward import attention_backward
 from .attention_common import (
     LN2,
+    alibi_strides,
     dot,
     dropout_keep,
     dropout_threshold,
     exp_score,
+    extras_of,
+    key_bounds,
+    load_alibi_slope,
     load_tile,
     mask_kind,
     mask_scores,
     padded_dim,
     scores_in_nats,
+    sequence_of,
     tile_from,
     tile_offsets,
     units_per_nat,
+    window_arguments,
 )
 from .common import COMPILE_OPTIONS, INTERPRET, arch_of, on_device_of
 
@@ -47,7 +53,10 @@ def attention_forward_kernel(
     key_ptr,
     value_ptr,
     mask_ptr,
+    alibi_ptr,
     rng_state_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     output_ptr,
     lse_ptr,
     query_stride_batch,
@@ -66,10 +75,16 @@ def attention_forward_kernel(
     mask_stride_head,
     mask_stride_q,
     mask_stride_k,
+    alibi_stride_batch,
+    alibi_stride_head,
     heads,
     group_size,
     len_q,
     len_k,
+    total_q,
+    total_k,
+    window_left,
+    window_right,
     score_scale,
     keep_threshold,
     keep_scale,
@@ -80,11 +95,14 @@ def attention_forward_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASK_KIND: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     NEGATIVE_SCALE: tl.constexpr,
     IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
     q_block = tl.program_id(0) % num_q_blocks
@@ -95,6 +113,20 @@ def attention_forward_kernel(
     head = (batch_head % heads).to(tl.int64)
     kv_head = head // group_size
     start_q = q_block * BLOCK_Q
+
+    output_start = batch_head.to(tl.int64) * len_q  # of the rows of output and lse, which lie side by side
+    output_step = 1
+    lse_start = output_start
+    if PACKED:  # len_q and len_k are the longest sequence's: this one's lie behind its first rows
+        first_q, len_q = sequence_of(cu_seqlens_q_ptr, batch, total_q)
+        first_k, len_k = sequence_of(cu_seqlens_k_ptr, batch, total_k)
+        query_ptr += first_q * query_stride_len
+        key_ptr += first_k * key_stride_len
+        value_ptr += first_k * value_stride_len
+        output_start = first_q * heads + head
+        output_step = heads
+        lse_start = head * total_q + first_q
+        len_k = tl.where(start_q < len_q, len_k, 0)
 
     query_rows = start_q + tl.arange(0, BLOCK_Q)
     key_rows = tl.arange(0, BLOCK_K)
@@ -116,24 +148,29 @@ def attention_forward_kernel(
     row_sum = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_VALUE], tl.float32)
 
-    visible_end = len_k  # one past the last key that any row of this block sees
-    full_end = len_k // BLOCK_K * BLOCK_K  # keys in tiles that every row sees whole
-    if IS_CAUSAL:
-        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
-        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+    visible_start, full_start, full_end, visible_end = key_bounds(
+        start_q, len_k, window_left, window_right, BLOCK_Q, BLOCK_K, IS_CAUSAL, HAS_WINDOW
+    )
+    if HAS_WINDOW:
+        key_ptrs += visible_start.to(tl.int64) * key_stride_len
+        value_ptrs += visible_start.to(tl.int64) * value_stride_len
+    alibi_slope = load_alibi_slope(alibi_ptr, batch, head, alibi_stride_batch, alibi_stride_head, HAS_ALIBI, IN_NATS)
 
-    # first the full tiles, then the tiles on the diagonal and at the end, which alone pay for the checks
-    for EDGE in tl.static_range(2):
-        if EDGE:
-            tiles_start, tiles_end = full_end, visible_end
+    # the tiles at a window's start, then the full ones, then those on the diagonal and at the end: edges alone pay for
+    # the checks
+    for PART in tl.static_range(0 if HAS_WINDOW else 1, 3):
+        if PART == 0:
+            tiles_start, tiles_end = visible_start, tl.minimum(full_start, visible_end)
+        elif PART == 1:
+            tiles_start, tiles_end = full_start, full_end
         else:
-            tiles_start, tiles_end = 0, full_end
+            tiles_start, tiles_end = full_end, visible_end
         for start_k in range(tiles_start, tiles_end, BLOCK_K):
             keys = start_k + key_rows
-            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, EDGE, HEAD_DIM != BLOCK_DIM)
+            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, PART != 1, HEAD_DIM != BLOCK_DIM)
             scores = dot(query, tl.trans(key), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
 
-            if EDGE or MASK_KIND != "none":
+            if (PART != 1) or MASK_KIND != "none" or HAS_ALIBI:
                 scores = mask_scores(
                     scores * score_scale,
                     query_rows[:, None],
@@ -143,9 +180,14 @@ def attention_forward_kernel(
                     mask_ptr,
                     mask_stride_q,
                     mask_stride_k,
+                    alibi_slope,
+                    window_left,
+                    window_right,
                     MASK_KIND,
-                    IS_CAUSAL and EDGE,
-                    EDGE,
+                    HAS_ALIBI,
+                    IS_CAUSAL and PART != 1,
+                    HAS_WINDOW and PART != 1,
+                    PART != 1,
                 )
                 new_max = tl.maximum(row_max, tl.max(scores, 1))
                 shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf - -inf is NaN
@@ -164,7 +206,7 @@ def attention_forward_kernel(
                 keep = dropout_keep(rng_state_ptr, batch_head, query_rows, start_k, keep_threshold, BLOCK_K)
                 probs = tl.where(keep, probs, 0.0)
             acc = acc * rescale[:, None]
-            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
+            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, PART != 1, VALUE_DIM != BLOCK_VALUE)
             acc = dot(probs.to(value.dtype), value, acc, UPCAST_DOT)  # [BLOCK_Q, BLOCK_VALUE]
 
             row_max = new_max
@@ -176,52 +218,106 @@ def attention_forward_kernel(
     output = acc * (keep_scale / row_sum)[:, None]
     lse = row_max + tl.log2(row_sum) * LN2 if IN_NATS else (row_max + tl.log2(row_sum)) * LN2
 
-    output_rows = batch_head.to(tl.int64) * len_q + query_rows
+    output_rows = output_start + query_rows.to(tl.int64) * output_step
     output_ptrs = output_ptr + tile_offsets(output_rows, value_dims, VALUE_DIM, 1)
     inside = query_rows < len_q
     tl.store(
         output_ptrs, output.to(output_ptr.dtype.element_ty), mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :]
     )
-    tl.store(lse_ptr + output_rows, lse, mask=inside)
+    tl.store(lse_ptr + lse_start + query_rows, lse, mask=inside)
 
 
-def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale, output, lse):
+def attention_forward(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+    output,
+    lse,
+):
     """softmax(scale * query @ key^T + attn_mask) @ value, with dropout on the probabilities.
 
     query [batch, heads, len_q, head_dim], key [batch, kv_heads, len_k, head_dim], value [batch, kv_heads, len_k,
     value_dim], all float32, float16 or bfloat16, any strides. Writes output [batch, heads, len_q, value_dim] and the
     natural log of each row's sum, lse [batch, heads, len_q] float32; both contiguous. A row that sees no key gets
-    output 0 and lse -inf. Raises ValueError for a head_dim or value_dim above 256.
+    output 0 and lse -inf. alibi_slopes [batch, heads] float32 or None. Raises ValueError for a head_dim or value_dim
+    above 256.
     """
-    batch, heads, len_q, head_dim = query.shape
-    kv_heads, len_k, value_dim = value.shape[1:]
     if lse.numel() == 0:
         return
-    if len_k == 0:
+    if key.shape[2] == 0:
         output.zero_()
         lse.fill_(float("-inf"))
         return
+    options = (dropout_p, is_causal, scale, alibi_slopes, window_left, window_right)
+    launch_forward(
+        query, key, value, attn_mask, rng_state, None, None, query.shape[2], key.shape[2], *options, output, lse
+    )
+
+
+def launch_forward(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    len_q,
+    len_k,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+    output,
+    lse,
+):
+    """Of whole batches, or with cu_seqlens of packed sequences: then query, key and value are [1, heads, total, dim],
+    len_q and len_k the longest sequence's, output is [total_q, heads, value_dim] and lse [heads, total_q]."""
+    batch, heads, total_q, head_dim = query.shape
+    kv_heads, total_k, value_dim = value.shape[1:]
+    is_packed = cu_seqlens_q is not None
+    if is_packed:
+        batch = cu_seqlens_q.shape[0] - 1
     kind = mask_kind(attn_mask)
     in_nats = scores_in_nats(kind, query.dtype)
-    has_mask_or_dropout = attn_mask is not None or dropout_p > 0.0
-    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, has_mask_or_dropout, arch_of(query.device))
+    left, right, has_window = window_arguments(is_causal, window_left, window_right, len_q, len_k)
+    extras = extras_of(attn_mask, alibi_slopes, has_window, dropout_p)
+    tile = tile_from(FORWARD_TILES, head_dim, value_dim, query.dtype, extras, arch_of(query.device))
     with on_device_of(query):
         attention_forward_kernel[(triton.cdiv(len_q, tile.block_q) * batch * heads,)](
             query,
             key,
             value,
             attn_mask,
+            alibi_slopes,
             rng_state,
+            cu_seqlens_q,
+            cu_seqlens_k,
             output,
             lse,
             *query.stride(),
             *key.stride(),
             *value.stride(),
             *((0, 0, 0, 0) if attn_mask is None else attn_mask.stride()),
+            *alibi_strides(alibi_slopes),
             heads,
             heads // kv_heads,
             len_q,
             len_k,
+            total_q,
+            total_k,
+            left,
+            right,
             scale * units_per_nat(in_nats),
             dropout_threshold(dropout_p),
             1.0 / (1.0 - dropout_p),
@@ -232,11 +328,14 @@ def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_cau
             tile.block_q,
             tile.block_k,
             kind,
+            alibi_slopes is not None,
             is_causal,
+            has_window,
             dropout_p > 0.0,
             scale < 0.0,
             in_nats,
             INTERPRET and query.dtype == torch.bfloat16,
+            is_packed,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **COMPILE_OPTIONS,

@@ -4,11 +4,15 @@ import triton
 import triton.language as tl
 
 from .attention_common import (
+    ROW_PADDING,
     dot,
     dropout_keep,
     exp_shifted_score,
+    key_bounds,
+    load_alibi_slope,
     load_tile,
     mask_scores,
+    sequence_of,
     tile_offsets,
 )
 
@@ -20,6 +24,7 @@ QUERY_TILES = {
     "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
     "sm_90, masked": {64: (128, 64, 8, 3), 128: (128, 32, 8, 2), 256: (128, 32, 8, 2)},
     "sm_100": {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
+    "sm_100, window": {64: (128, 32, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
 }
 
 
@@ -29,7 +34,10 @@ def attention_backward_query_kernel(
     key_ptr,
     value_ptr,
     mask_ptr,
+    alibi_ptr,
     rng_state_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     grad_output_ptr,
     shift_ptr,
     delta_ptr,
@@ -55,11 +63,17 @@ def attention_backward_query_kernel(
     grad_output_stride_head,
     grad_output_stride_len,
     grad_output_stride_dim,
+    alibi_stride_batch,
+    alibi_stride_head,
     heads,
     group_size,
     len_q,
     len_k,
+    total_q,
+    total_k,
     padded_len_q,
+    window_left,
+    window_right,
     scale,
     score_scale,
     keep_threshold,
@@ -71,11 +85,14 @@ def attention_backward_query_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASK_KIND: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     NEEDS_MASK_GRAD: tl.constexpr,
     IN_NATS: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     """grad_query of BLOCK_Q queries, and their rows of grad_attn_mask."""
     num_q_blocks = tl.cdiv(len_q, BLOCK_Q)
@@ -87,6 +104,21 @@ def attention_backward_query_kernel(
     head = (batch_head % heads).to(tl.int64)
     kv_head = head // group_size
     start_q = q_block * BLOCK_Q
+
+    stats_start = batch_head.to(tl.int64) * padded_len_q
+    grad_start = batch_head.to(tl.int64) * len_q
+    grad_step = 1
+    if PACKED:  # as in the forward kernel
+        first_q, len_q = sequence_of(cu_seqlens_q_ptr, batch, total_q)
+        first_k, len_k = sequence_of(cu_seqlens_k_ptr, batch, total_k)
+        query_ptr += first_q * query_stride_len
+        grad_output_ptr += first_q * grad_output_stride_len
+        key_ptr += first_k * key_stride_len
+        value_ptr += first_k * value_stride_len
+        stats_start = head * padded_len_q + first_q + batch * ROW_PADDING
+        grad_start = first_q * heads + head
+        grad_step = heads
+        len_k = tl.where(start_q < len_q, len_k, 0)
 
     queries = start_q + tl.arange(0, BLOCK_Q)
     key_rows = tl.arange(0, BLOCK_K)
@@ -100,10 +132,14 @@ def attention_backward_query_kernel(
     grad_output_ptrs = grad_output_ptr + batch * grad_output_stride_batch + head * grad_output_stride_head
     grad_output_ptrs += tile_offsets(queries, value_dims, grad_output_stride_len, grad_output_stride_dim)
     grad_output = load_tile(grad_output_ptrs, queries, len_q, value_dims, VALUE_DIM, True, VALUE_DIM != BLOCK_VALUE)
-    stats_rows = batch_head.to(tl.int64) * padded_len_q + queries
-    shift = tl.load(shift_ptr + stats_rows)
-    delta = tl.load(delta_ptr + stats_rows)
-    grad_rows = batch_head.to(tl.int64) * len_q + queries
+    stats_rows = stats_start + queries
+    if PACKED:  # a block beyond its sequence has no statistics
+        shift = tl.load(shift_ptr + stats_rows, mask=inside, other=float("inf"))
+        delta = tl.load(delta_ptr + stats_rows, mask=inside, other=0.0)
+    else:
+        shift = tl.load(shift_ptr + stats_rows)
+        delta = tl.load(delta_ptr + stats_rows)
+    grad_rows = grad_start + queries.to(tl.int64) * grad_step
 
     key_ptrs = key_ptr + batch * key_stride_batch + kv_head * key_stride_head
     key_ptrs += tile_offsets(key_rows, dims, key_stride_len, key_stride_dim)
@@ -114,20 +150,25 @@ def attention_backward_query_kernel(
 
     grad_query = tl.zeros([BLOCK_Q, BLOCK_DIM], tl.float32)
 
-    visible_end = len_k  # one past the last key that any row of this block sees
-    full_end = len_k // BLOCK_K * BLOCK_K  # keys in tiles that every row sees whole
-    if IS_CAUSAL:
-        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
-        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+    visible_start, full_start, full_end, visible_end = key_bounds(
+        start_q, len_k, window_left, window_right, BLOCK_Q, BLOCK_K, IS_CAUSAL, HAS_WINDOW
+    )
+    if HAS_WINDOW:
+        key_ptrs += visible_start.to(tl.int64) * key_stride_len
+        value_ptrs += visible_start.to(tl.int64) * value_stride_len
+    alibi_slope = load_alibi_slope(alibi_ptr, batch, head, alibi_stride_batch, alibi_stride_head, HAS_ALIBI, IN_NATS)
 
-    for EDGE in tl.static_range(2):
-        if EDGE:
-            tiles_start, tiles_end = full_end, visible_end
+    # as in the forward kernel
+    for PART in tl.static_range(0 if HAS_WINDOW else 1, 3):
+        if PART == 0:
+            tiles_start, tiles_end = visible_start, tl.minimum(full_start, visible_end)
+        elif PART == 1:
+            tiles_start, tiles_end = full_start, full_end
         else:
-            tiles_start, tiles_end = 0, full_end
+            tiles_start, tiles_end = full_end, visible_end
         for start_k in range(tiles_start, tiles_end, BLOCK_K):
             keys = start_k + key_rows
-            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, EDGE, HEAD_DIM != BLOCK_DIM)
+            key = load_tile(key_ptrs, keys, len_k, dims, HEAD_DIM, PART != 1, HEAD_DIM != BLOCK_DIM)
             scores = dot(query, tl.trans(key), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
             scores = mask_scores(
                 scores * score_scale - shift[:, None],
@@ -138,13 +179,18 @@ def attention_backward_query_kernel(
                 mask_ptr,
                 mask_stride_q,
                 mask_stride_k,
+                alibi_slope,
+                window_left,
+                window_right,
                 MASK_KIND,
-                IS_CAUSAL and EDGE,
-                EDGE,
+                HAS_ALIBI,
+                IS_CAUSAL and PART != 1,
+                HAS_WINDOW and PART != 1,
+                PART != 1,
             )
             probs = exp_shifted_score(scores, MASK_KIND, IN_NATS)
 
-            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, EDGE, VALUE_DIM != BLOCK_VALUE)
+            value = load_tile(value_ptrs, keys, len_k, value_dims, VALUE_DIM, PART != 1, VALUE_DIM != BLOCK_VALUE)
             grad_probs = dot(grad_output, tl.trans(value), None, UPCAST_DOT)  # [BLOCK_Q, BLOCK_K]
             if HAS_DROPOUT:
                 keep = dropout_keep(rng_state_ptr, batch_head, queries, start_k, keep_threshold, BLOCK_K)

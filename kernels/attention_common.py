@@ -11,6 +11,7 @@ from .common import INTERPRET, shared_memory_of
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 MAX_HEAD_DIM = 256
+ROW_PADDING = tl.constexpr(128)  # of the backward's row statistics
 
 
 class AttentionTile(NamedTuple):
@@ -27,10 +28,10 @@ def padded_dim(dim):
     return max(16, triton.next_power_of_2(dim))
 
 
-def tile_from(table, head_dim, value_dim, dtype, has_mask_or_dropout, arch):
+def tile_from(table, head_dim, value_dim, dtype, extras, arch):
     """The entry of a kernel's tile table: {kind of chip or dtype: {the larger dim, padded: tile}}.
 
-    Masks and dropout need registers, so a kind may have an entry for them of its own.
+    Extras ("", "masked" or "window", see `extras_of`) need registers, so a kind may have entries for them of their own.
     """
     if INTERPRET:  # small, so that short test sequences cross every kind of tile border
         return AttentionTile(32, 16, 1, 1)
@@ -40,8 +41,16 @@ def tile_from(table, head_dim, value_dim, dtype, has_mask_or_dropout, arch):
         kind = "sm_86"
     else:
         kind = "sm_80" if arch < 90 else "sm_90" if arch < 100 else "sm_100"
-    by_dim = table.get(f"{kind}, masked", table[kind]) if has_mask_or_dropout else table[kind]
+    kinds = {"": (kind,), "masked": (f"{kind}, masked", kind), "window": (f"{kind}, window", f"{kind}, masked", kind)}
+    by_dim = next(table[kind] for kind in kinds[extras] if kind in table)
     return AttentionTile(*by_dim[max(64, padded_dim(head_dim), padded_dim(value_dim))])
+
+
+def extras_of(attn_mask, alibi_slopes, has_window, dropout_p):
+    """What a kernel needs registers for beside its products."""
+    if has_window:
+        return "window"
+    return "masked" if attn_mask is not None or alibi_slopes is not None or dropout_p > 0.0 else ""
 
 
 def mask_kind(attn_mask):
@@ -59,6 +68,18 @@ def scores_in_nats(kind, dtype):
     return kind == "additive" or dtype == torch.float32
 
 
+def window_arguments(is_causal, window_left, window_right, len_q, len_k):
+    """(left, right, whether there is a window) as kernels take them: bounds that hide nothing in place of none."""
+    has_window = window_left >= 0 or window_right >= 0
+    left = min(window_left, len_q) if window_left >= 0 else len_q
+    right = 0 if is_causal else min(window_right, len_k) if window_right >= 0 else len_k
+    return left, right, has_window
+
+
+def alibi_strides(alibi_slopes):
+    return (0, 0) if alibi_slopes is None else alibi_slopes.stride()
+
+
 def units_per_nat(in_nats):
     return 1.0 if in_nats else LOG2E.value
 
@@ -66,6 +87,14 @@ def units_per_nat(in_nats):
 def dropout_threshold(dropout_p):
     """A probability is kept when its Philox word is at or above this."""
     return int(dropout_p * 2**32)
+
+
+@triton.jit
+def sequence_of(cu_seqlens_ptr, sequence, total):
+    """(first row, number of rows) of one of the sequences that are packed into `total` rows."""
+    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + sequence), 0), total)
+    end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + sequence + 1), start), total)
+    return start.to(tl.int64), end - start
 
 
 @triton.jit
@@ -121,11 +150,16 @@ def mask_scores(
     mask_ptr,
     mask_stride_q,
     mask_stride_k,
+    alibi_slope,
+    window_left,
+    window_right,
     MASK_KIND: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    IN_WINDOW: tl.constexpr,
     CHECK_KEYS: tl.constexpr,
 ):
-    """The scores with -inf, or the additive mask's value added, where a mask says so.
+    """The scores with -inf, or the additive mask's or ALiBi's value added, where one says so.
 
     The indices come broadcast, [rows, 1] against [1, columns]: one code for a tile of scores and for its transpose.
     """
@@ -137,11 +171,55 @@ def mask_scores(
             scores = tl.where(mask != 0, scores, float("-inf"))
         else:
             scores += mask.to(tl.float32)
+    if HAS_ALIBI:
+        scores -= alibi_slope * tl.abs(query_index - key_index).to(tl.float32)
     if CHECK_KEYS:
         scores = tl.where(key_index < len_k, scores, float("-inf"))
     if IS_CAUSAL:
         scores = tl.where(key_index <= query_index, scores, float("-inf"))
+    if IN_WINDOW:
+        sees = (key_index >= query_index - window_left) & (key_index <= query_index + window_right)
+        scores = tl.where(sees, scores, float("-inf"))
     return scores
+
+
+@triton.jit
+def load_alibi_slope(alibi_ptr, batch, head, stride_batch, stride_head, HAS_ALIBI: tl.constexpr, IN_NATS: tl.constexpr):
+    """A head's slope, in the unit of the scores."""
+    slope = 0.0
+    if HAS_ALIBI:
+        slope = tl.load(alibi_ptr + batch * stride_batch + head * stride_head)
+        if not IN_NATS:
+            slope *= LOG2E
+    return slope
+
+
+@triton.jit
+def key_bounds(
+    start_q,
+    len_k,
+    window_left,
+    window_right,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+):
+    """Of a block of queries: where the keys that one of them sees start, where those that all see do, where these end,
+    and where those do. All but the last are multiples of BLOCK_K."""
+    visible_start = 0
+    full_start = 0
+    full_end = len_k // BLOCK_K * BLOCK_K
+    visible_end = len_k
+    if HAS_WINDOW:
+        visible_start = tl.maximum(start_q - window_left, 0) // BLOCK_K * BLOCK_K
+        full_start = tl.cdiv(tl.maximum(start_q + BLOCK_Q - 1 - window_left, 0), BLOCK_K) * BLOCK_K
+        full_end = tl.maximum(full_start, tl.minimum(full_end, (start_q + window_right + 1) // BLOCK_K * BLOCK_K))
+        visible_end = tl.minimum(len_k, start_q + BLOCK_Q + window_right)
+    elif IS_CAUSAL:
+        full_end = tl.minimum(full_end, (start_q + 1) // BLOCK_K * BLOCK_K)
+        visible_end = tl.minimum(len_k, start_q + BLOCK_Q)
+    return visible_start, full_start, full_end, visible_end
 
 
 @triton.jit

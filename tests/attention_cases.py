@@ -26,6 +26,8 @@ class Case:
     mask: str | None = None
     is_causal: bool = False
     scale: float | None = None
+    window: tuple[int, int] = (-1, -1)
+    has_alibi: bool = False
 
     def __str__(self):
         changed = [f"{name}={value}" for name, value in vars(self).items() if value != getattr(Case, name)]
@@ -57,6 +59,11 @@ class Case:
             return self
         case = replace(self, batch=min(self.batch, 1)) if self.mask is None else self
         return replace(case, head_dim=min(case.head_dim, 160), heads=1) if not case.gqa else case
+
+    def place(self, dtype, device="cpu"):
+        """(alibi_slopes, window_left, window_right)"""
+        slopes = 2.0 ** -torch.arange(1, self.heads + 1, dtype=torch.promote_types(dtype, torch.float32))
+        return slopes.to(device).expand(self.batch, -1) if self.has_alibi else None, *self.window
 
     def scale_or_default(self):
         return self.head_dim**-0.5 if self.scale is None else self.scale
@@ -99,14 +106,17 @@ def _precise(tensor):
     return array.astype(np.longdouble) if is_double else array
 
 
-def oracle(inputs, grad_output, grad_lse, is_causal, scale, rng_state=None, dropout_p=0.0):
+NOWHERE = (None, -1, -1)
+
+
+def oracle(inputs, grad_output, grad_lse, is_causal, scale, rng_state=None, dropout_p=0.0, place=NOWHERE):
     """(output, lse, grad_query, grad_key, grad_value, grad_mask or None), and the magnitudes of gradients whose terms
     cancel, by name: the same sums of absolute values."""
     query, key, value, mask = inputs
     mask_shape = (*query.shape[:3], key.shape[2])
     full_mask = None if mask is None else _precise(mask.expand(mask_shape))
     arrays = (*(_precise(tensor) for tensor in (query, key, value)), full_mask)
-    options = (to_oracle(rng_state), dropout_p, is_causal, scale)
+    options = (to_oracle(rng_state), dropout_p, is_causal, scale, _precise(place[0]), *place[1:])
     output, lse = reference.attention_forward(*arrays, *options)
     needs_mask_grad = mask is not None and mask.requires_grad
     grads = (_precise(grad_output), _precise(grad_lse))
@@ -130,14 +140,36 @@ def _sum_to_shape(array, shape):
     return torch.from_numpy(array.astype(np.float64)).sum_to_size(shape)
 
 
-def torch_answer(inputs, grad_output, grad_lse, is_causal, scale):
+def bias_of(place, len_q, len_k, dtype):
+    """ALiBi and a window as an additive mask [batch or 1, heads or 1, len_q, len_k], as a PyTorch user would pass it."""
+    alibi_slopes, left, right = place
+    dtype = torch.promote_types(dtype, torch.float32)
+    device = None if alibi_slopes is None else alibi_slopes.device
+    distance = torch.arange(len_q, device=device)[:, None] - torch.arange(len_k, device=device)
+    bias = torch.zeros(1, 1, len_q, len_k, dtype=dtype, device=device)
+    if alibi_slopes is not None:
+        bias = bias - alibi_slopes[..., None, None] * distance.abs()
+    if left >= 0:
+        bias = bias.masked_fill(distance > left, NEGATIVE_INFINITY)
+    return bias if right < 0 else bias.masked_fill(distance < -right, NEGATIVE_INFINITY)
+
+
+def torch_answer(inputs, grad_output, grad_lse, is_causal, scale, place=NOWHERE):
     """The same from PyTorch in the inputs' dtype: its own op, and logsumexp of the scores for lse."""
     query, key, value, mask = inputs
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    if place != NOWHERE:
+        alibi_slopes, left, right = place
+        bias = bias_of((alibi_slopes, left, 0 if is_causal else right), query.shape[2], key.shape[2], query.dtype)
+        bias, is_causal = bias.to(query.device), False
+        if mask is not None:
+            mask = bias.masked_fill(~mask, NEGATIVE_INFINITY) if mask.dtype == torch.bool else bias + mask
+        else:
+            mask = bias
     output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, mask, is_causal=is_causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
-    lse = torch_lse(*inputs, is_causal, scale)
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    lse = torch_lse(query, key, value, mask, is_causal, scale)
     results, gradients = (output,), (grad_output,)
     if grad_lse is not None:
         results, gradients = (output, lse), (grad_output, grad_lse)

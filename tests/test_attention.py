@@ -239,10 +239,10 @@ def test_kernel_takes_mask_and_causal_together(place):
     inputs = Case(len_q=40, len_k=40, mask="additive").inputs(torch.float32, place.device)
     query, key, value, mask = inputs
     with place.use():
-        output, lse = attention_forward(query, key, value, mask, None, 0.0, True, 0.25)
+        output, lse = attention_forward(query, key, value, mask, None, 0.0, True, 0.25, None, -1, -1)
         grads = torch.autograd.grad(output.sum() + lse.sum(), inputs)
         both = mask.masked_fill(~torch.ones(40, 40, dtype=torch.bool, device=place.device).tril(), float("-inf"))
-        right_output, right_lse = attention_forward(query, key, value, both, None, 0.0, False, 0.25)
+        right_output, right_lse = attention_forward(query, key, value, both, None, 0.0, False, 0.25, None, -1, -1)
         right_grads = torch.autograd.grad(right_output.sum() + right_lse.sum(), inputs)
     for ours, right in zip((output, lse, *grads), (right_output, right_lse, *right_grads), strict=True):
         assert (ours - right).abs().max() <= 1e-5

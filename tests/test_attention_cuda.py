@@ -85,7 +85,7 @@ def test_every_tile_fits_into_shared_memory(arch):
                     torch.empty(2, 4, 300, value_dim, dtype=dtype, device="meta") for _ in range(3)
                 )
                 lse = torch.empty(2, 4, 300, device="meta")
-                options = (None, 0.0, False, 0.5)
+                options = (None, 0.0, False, 0.5, None, -1, -1)
                 with use_machine(Recorder(arch)) as recorder:
                     launchers.attention_forward(query, key, value, None, *options, output, lse)
                     inputs = (grad_output, None, query, key, value, None, output, lse)

@@ -36,7 +36,7 @@ def test_mask_is_the_oracles(place, dropout_p, rng_state):
     for len_q, len_k in ((5, 7), (37, 70)) if place.slow else ((1, 1), (5, 7), (37, 70), (130, 67)):
         with place.use():
             output, _ = attention_forward(
-                *uniform_inputs(2, 3, len_q, len_k, place.device), None, state, dropout_p, False, 1.0
+                *uniform_inputs(2, 3, len_q, len_k, place.device), None, state, dropout_p, False, 1.0, None, -1, -1
             )
         right = philox.dropout_keep(np.array(rng_state), dropout_p, 2, 3, len_q, len_k)
         assert np.array_equal(to_oracle(mask_of(output, dropout_p)), right)
@@ -73,7 +73,9 @@ def test_gradients_see_the_same_mask(place, case):
         wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
         with place.use():
             full_mask = None if mask is None else mask.expand(dense)
-            output, lse = attention_forward(query, key, value, full_mask, rng_state, dropout_p, case.is_causal, scale)
+            output, lse = attention_forward(
+                query, key, value, full_mask, rng_state, dropout_p, case.is_causal, scale, None, -1, -1
+            )
             grads = torch.autograd.grad((output, lse), wanted, (grad_output, grad_lse))
         expected, magnitudes = oracle(inputs, grad_output, grad_lse, case.is_causal, scale, rng_state, dropout_p)
         keep = torch.from_numpy(philox.dropout_keep(to_oracle(rng_state), dropout_p, *dense)).to(place.device)

@@ -105,12 +105,12 @@ def test_gradient_of_one_output_alone(place, wanted):
 def test_registration_is_complete(mask, dropout_p, uses_lse):
     query, key, value, mask = Case(1, 2, 1, 3, 4, 4, 5, mask).inputs(torch.float32, "cpu")
     rng_state = torch.tensor([3, 4]) if dropout_p else None
-    arguments = (query, key, value, mask, rng_state, dropout_p, False, 0.5)
+    arguments = (query, key, value, mask, rng_state, dropout_p, False, 0.5, None, -1, -1)
     opcheck(attention_forward.op, arguments)
     output, lse = (result.detach() for result in attention_forward(*arguments))
     grads = (torch.randn_like(output).requires_grad_(), torch.randn_like(lse) if uses_lse else None)
     needs_mask_grad = mask is not None and mask.requires_grad
-    saved = (query, key, value, mask, output, lse, rng_state, dropout_p, False, 0.5)
+    saved = (query, key, value, mask, output, lse, rng_state, dropout_p, False, 0.5, None, -1, -1)
     opcheck(attention_backward.op, (*grads, *saved, needs_mask_grad))
 
 

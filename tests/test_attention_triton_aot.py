@@ -24,12 +24,13 @@ def aot_cases():
     def tensor(*shape, dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def both(head_dim, dtype, is_causal):
+    def both(head_dim, dtype, is_causal, window=(-1, -1), has_alibi=False):
         batch, heads, length = 4, 16, 4096
         query, key, value, grad_output = (tensor(batch, heads, length, head_dim, dtype=dtype) for _ in range(4))
         outputs = [tensor(batch, heads, length, head_dim, dtype=dtype) for _ in range(4)]
         lse = tensor(batch, heads, length, dtype=torch.float32)
-        options = (None, 0.0, is_causal, head_dim**-0.5)
+        slopes = tensor(batch, heads, dtype=torch.float32) if has_alibi else None
+        options = (None, 0.0, is_causal, head_dim**-0.5, slopes, *window)
 
         def call():
             attention.attention_forward(query, key, value, None, *options, outputs[0], lse)
@@ -42,6 +43,7 @@ def aot_cases():
     return {
         "bf16 128": both(128, torch.bfloat16, False),
         "bf16 128 causal": both(128, torch.bfloat16, True),
+        "bf16 64 window, ALiBi": both(64, torch.bfloat16, False, (1000, 100), True),
         "fp16 64": both(64, torch.float16, False),
         "fp16 64 causal": both(64, torch.float16, True),
     }
@@ -56,7 +58,7 @@ def compiled(request):
 
 def test_no_kernel_spills_or_exceeds_shared_memory(compiled):
     arch, cases = compiled
-    assert len(cases) == 4
+    assert len(cases) == 5
     for case, reports in cases.items():
         assert {FORWARD, KEY_VALUE, QUERY} <= set(reports)
         for report in reports.values():

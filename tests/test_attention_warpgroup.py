@@ -29,7 +29,7 @@ def forward(query, key, value, is_causal, scale):
     output = torch.full((*query.shape[:3], value.shape[3]), float("nan"), dtype=query.dtype)
     lse = torch.full(query.shape[:3], float("nan"))
     with use_machine(Hopper()) as hopper:
-        attention_forward(query, key, value, None, None, 0.0, is_causal, scale, output, lse)
+        attention_forward(query, key, value, None, None, 0.0, is_causal, scale, None, -1, -1, output, lse)
     assert hopper.sources == ["attention_warpgroup"]
     return output, lse
 
@@ -39,7 +39,7 @@ def backward(grad_output, grad_lse, query, key, value, output, lse, is_causal, s
     grads = [torch.full(tensor.shape, float("nan"), dtype=tensor.dtype) for tensor in (query, key, value)]
     with use_machine(Hopper()) as hopper:
         inputs = (grad_output, grad_lse, query, key, value, None, output, lse)
-        attention_backward(*inputs, None, 0.0, is_causal, scale, False, *grads, torch.empty(0))
+        attention_backward(*inputs, None, 0.0, is_causal, scale, None, -1, -1, False, *grads, torch.empty(0))
     assert hopper.sources == ["attention_delta", "attention_backward_warpgroup", "attention_backward_warpgroup"]
     return grads
 
@@ -130,9 +130,9 @@ def sources_of(query, key, value, arch=90, attn_mask=None, dropout_p=0.0, scale=
     grad_output = output if grad_output is None else grad_output
     grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (query, key, value)]
     with use_machine(Recorder(arch)) as recorder:
-        attention_forward(query, key, value, attn_mask, rng_state, dropout_p, False, scale, output, lse)
+        attention_forward(query, key, value, attn_mask, rng_state, dropout_p, False, scale, None, -1, -1, output, lse)
         inputs = (grad_output, None, query, key, value, attn_mask, output, lse)
-        attention_backward(*inputs, rng_state, dropout_p, False, scale, False, *grads, torch.empty(0))
+        attention_backward(*inputs, rng_state, dropout_p, False, scale, None, -1, -1, False, *grads, torch.empty(0))
     first, delta, *last = (launch.build.source for launch in recorder.launches)
     assert delta == "attention_delta"
     assert last[0] == last[1]

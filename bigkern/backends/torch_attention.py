@@ -8,14 +8,31 @@ import torch
 from .torch_philox import philox4x32
 
 
-def attention_forward_torch(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale):
+def attention_forward_torch(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+):
     """(output, lse); the same function as the kernels'."""
-    if _fused_applies(query, key, value, attn_mask, dropout_p):
+    place = (alibi_slopes, window_left, window_right)
+    if (
+        alibi_slopes is None
+        and max(window_left, window_right) < 0
+        and _fused_applies(query, key, value, attn_mask, dropout_p)
+    ):
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, is_causal, scale=scale
         )
         return output.contiguous(), lse.contiguous()
-    scores = _scores(query, key, attn_mask, is_causal, scale)
+    scores = _scores(query, key, attn_mask, is_causal, scale, *place)
     if not scores.shape[-1]:
         return query.new_zeros((*query.shape[:3], value.shape[3])), scores.new_full(query.shape[:3], float("-inf"))
     lse = torch.logsumexp(scores, -1)
@@ -36,10 +53,13 @@ def attention_backward_torch(
     dropout_p,
     is_causal,
     scale,
+    alibi_slopes,
+    window_left,
+    window_right,
     needs_mask_grad,
 ):
     """(grad_query, grad_key, grad_value, grad_attn_mask), differentiable in every floating argument."""
-    scores = _scores(query, key, attn_mask, is_causal, scale)
+    scores = _scores(query, key, attn_mask, is_causal, scale, alibi_slopes, window_left, window_right)
     probs = _probabilities(scores, lse)
     dropout_weight = _dropout_weight(rng_state, dropout_p, scores)
     grad_output = grad_output.to(lse.dtype)
@@ -87,7 +107,7 @@ def _fused_applies(query, key, value, attn_mask, dropout_p):
 
 def _for_each_head(tensor, query):
     """key or value [batch, kv_heads, ...] in the dtype of lse, repeated to [batch, heads, ...]"""
-    tensor = tensor.to(_acc_dtype(tensor.dtype))
+    tensor = tensor.to(acc_dtype(tensor.dtype))
     return tensor.repeat_interleave(query.shape[1] // max(tensor.shape[1], 1), 1)
 
 
@@ -96,18 +116,26 @@ def _sum_over_group(grad, tensor):
     return grad.reshape(batch, kv_heads, grad.shape[1] // max(kv_heads, 1), length, dim).sum(2)
 
 
-def _acc_dtype(dtype):
+def acc_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _scores(query, key, attn_mask, is_causal, scale):
+def _scores(query, key, attn_mask, is_causal, scale, alibi_slopes, window_left, window_right):
     """[batch, heads, len_q, len_k] in the dtype of lse, -inf where a query does not see a key"""
-    scores = query.to(_acc_dtype(query.dtype)) @ _for_each_head(key, query).mT * scale
+    scores = query.to(acc_dtype(query.dtype)) @ _for_each_head(key, query).mT * scale
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
-    if is_causal:
-        query_index, key_index = (torch.arange(size, device=scores.device) for size in scores.shape[-2:])
-        scores = scores.masked_fill(key_index > query_index[:, None], float("-inf"))
+    window_right = 0 if is_causal else window_right
+    if alibi_slopes is None and window_left < 0 and window_right < 0:
+        return scores
+    query_index, key_index = (torch.arange(size, device=scores.device) for size in scores.shape[-2:])
+    distance = query_index[:, None] - key_index  # positive where the key comes first
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes[..., None, None] * distance.abs()
+    if window_left >= 0:
+        scores = scores.masked_fill(distance > window_left, float("-inf"))
+    if window_right >= 0:
+        scores = scores.masked_fill(distance < -window_right, float("-inf"))
     return scores
 
 

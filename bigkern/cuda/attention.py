@@ -28,13 +28,28 @@ FORWARD_TILES = {
 }
 
 
-def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale, output, lse):
+def attention_forward(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+    output,
+    lse,
+):
     """softmax(scale * query @ key^T + attn_mask) @ value, with dropout on the probabilities.
 
     query [batch, heads, len_q, head_dim], key [batch, kv_heads, len_k, head_dim], value [batch, kv_heads, len_k,
     value_dim], all float32, float16 or bfloat16, any strides. Writes output [batch, heads, len_q, value_dim] and the
     natural log of each row's sum, lse [batch, heads, len_q] float32; both contiguous. A row that sees no key gets
-    output 0 and lse -inf. Raises ValueError for a head_dim or value_dim above 256.
+    output 0 and lse -inf. alibi_slopes and windows are not for these kernels (the op's capability table says so).
+    Raises ValueError for a head_dim or value_dim above 256.
     """
     batch, heads, len_q, head_dim = query.shape
     kv_heads, len_k, value_dim = value.shape[1:]

@@ -3,8 +3,8 @@
 from . import loss, utils
 from .attention import MultiheadAttention
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d
-from .embedding import Embedding, EmbeddingBag
 from .conv import Conv2d, Conv2dAct, ConvTranspose2d
+from .embedding import Embedding, EmbeddingBag
 from .linear import Linear, LinearAct
 from .loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, MSELoss
 from .norm import GroupNorm, LayerNorm, RMSNorm

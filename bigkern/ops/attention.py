@@ -1,12 +1,13 @@
 """attention: softmax(scale * query @ key^T + attn_mask) @ value, without ever storing the scores.
 
-    scores[i, j] = scale * dot(query[i], key[j]) + attn_mask[i, j]
+    scores[i, j] = scale * dot(query[i], key[j]) + attn_mask[i, j] - alibi_slope * |i - j|
     lse[i]       = log(sum_j exp(scores[i, j]))
     output[i]    = sum_j dropout(exp(scores[i, j] - lse[i])) * value[j]
 
 A running maximum and sum take the place of the stored scores, and the backward pass recomputes the probabilities from
 lse: memory grows with len_q + len_k, not with their product. Sources: Vaswani et al., "Attention Is All You Need"
-(2017); Dao et al., "FlashAttention" (2022).
+(2017); Dao et al., "FlashAttention" (2022); ALiBi: Press et al., "Train Short, Test Long" (2022); sliding windows:
+Beltagy et al., "Longformer" (2020). A window costs len * window, not len^2: tiles wholly outside it are skipped.
 
 Dropout draws its mask from a counter (Philox4x32-10, see reference/philox.py), so the backward pass regenerates it.
 """
@@ -21,6 +22,7 @@ from ..rng import draw_rng_state
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEAD_DIM_GPU = 256
+NO_WINDOW = (-1, -1)
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,9 +31,20 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    *,
+    window_size=NO_WINDOW,
+    alibi_slopes=None,
 ) -> torch.Tensor:
-    """Scaled dot product attention, as `torch.nn.functional.scaled_dot_product_attention`.
+    """Scaled dot product attention, as `torch.nn.functional.scaled_dot_product_attention`, and two things more: windows
+    and ALiBi. Positions count from the start of query and of key both (is_causal's alignment, top left).
 
     Args:
         query: floating [..., heads, len_q, head_dim]; 2-D [len_q, head_dim] is one head.
@@ -46,6 +59,11 @@ def attention(
         scale: the factor of the scores; None: 1 / sqrt(head_dim).
         enable_gqa: lets key and value have fewer heads, of which each serves heads / kv_heads neighbouring ones of
             query (grouped-query attention, Ainslie et al., 2023).
+        window_size: (left, right): key j is visible to query i where i - left <= j <= i + right; -1 sets no bound on
+            that side. With is_causal, right is 0. Goes with attn_mask: what either hides is hidden.
+        alibi_slopes: float32 (float64 for float64 query) [heads] or [batch, heads], batch being all of query's leading
+            dimensions in one. Subtracts slope * |i - j| from the scores. Has no gradient: for slopes that learn, pass
+            attn_mask.
 
     Returns:
         [..., heads, len_q, value_dim] in query's dtype. A query that sees no key gives zeros. NaN or infinity that a
@@ -53,9 +71,13 @@ def attention(
 
     Raises:
         TypeError: a dtype is not as above.
-        ValueError: shapes that do not fit, several devices, dropout_p outside [0, 1], attn_mask with is_causal.
+        ValueError: shapes that do not fit, several devices, dropout_p outside [0, 1], attn_mask with is_causal, a
+            window bound below -1, alibi_slopes that want a gradient.
     """
     options = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if window_size != NO_WINDOW or alibi_slopes is not None:
+        place = {"window_size": window_size, "alibi_slopes": alibi_slopes}
+        return attention_with_lse(query, key, value, *options, **place)[0]
     if short := short_way():
         output = short.attention(torch.is_grad_enabled(), query, key, value, *options)
         if output is not None:
@@ -64,7 +86,17 @@ def attention(
 
 
 def attention_with_lse(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    *,
+    window_size=NO_WINDOW,
+    alibi_slopes=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attention`, and the natural logarithm of each row's sum of exponentials: for merging partial results.
 
@@ -81,6 +113,7 @@ def attention_with_lse(
         query, key, value, attn_mask = (cast_floating(tensor, dtype) for tensor in (query, key, value, attn_mask))
     _check_tensors(query, key, value, attn_mask)
     _check_options(attn_mask, dropout_p, is_causal)
+    is_causal, window_left, window_right = checked_window("attention", window_size, is_causal)
 
     batch_shape, heads, kv_heads = _heads_and_batch(query, key, value, enable_gqa)
     lead = () if query.ndim == key.ndim == value.ndim == 2 else (*batch_shape, heads)
@@ -93,6 +126,8 @@ def attention_with_lse(
     if scale is None:
         head_dim = query.shape[-1]
         scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
+    if alibi_slopes is not None:
+        alibi_slopes = checked_slopes("attention", alibi_slopes, query_4d)
     dropped = 0 < dropout_p < 1
     output, lse = attention_forward(
         query_4d,
@@ -101,8 +136,11 @@ def attention_with_lse(
         attn_mask,
         draw_rng_state(query.device) if dropped else None,
         float(dropout_p) if dropped else 0.0,
-        bool(is_causal),
+        is_causal,
         float(scale),
+        alibi_slopes,
+        window_left,
+        window_right,
     )
     if dropout_p == 1:
         output = torch.nn.functional.dropout(output, 1.0)
@@ -152,6 +190,30 @@ def _check_options(attn_mask, dropout_p, is_causal):
         raise ValueError(f"attention: dropout_p must be between 0 and 1, got {dropout_p}")
     if attn_mask is not None and is_causal:
         raise ValueError("attention: attn_mask and is_causal=True exclude each other")
+
+
+def checked_window(op, window_size, is_causal):
+    """(is_causal, left, right): a bound of 0 to the right is is_causal's own, and kernels see it as that alone."""
+    if len(window_size) != 2 or min(window_size) < -1:
+        raise ValueError(f"{op}: window_size must be (left, right), each -1 or more, got {tuple(window_size)}")
+    left, right = window_size
+    if is_causal or right == 0:
+        return True, int(left), -1
+    return False, int(left), int(right)
+
+
+def checked_slopes(op, alibi_slopes, query):
+    """[heads] or [batch, heads], expanded to the latter."""
+    batch, heads = query.shape[:2]
+    if alibi_slopes.dtype != lse_dtype(query.dtype):
+        raise TypeError(f"{op}: alibi_slopes must be {lse_dtype(query.dtype)}, got {alibi_slopes.dtype}")
+    if alibi_slopes.device != query.device:
+        raise ValueError(f"{op}: alibi_slopes is on {alibi_slopes.device}, query on {query.device}")
+    if alibi_slopes.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: alibi_slopes has no gradient; slopes that learn are an additive attn_mask")
+    if tuple(alibi_slopes.shape) not in ((heads,), (batch, heads)):
+        raise ValueError(f"{op}: alibi_slopes must be [{heads}] or [{batch}, {heads}], got {tuple(alibi_slopes.shape)}")
+    return alibi_slopes.expand(batch, heads)
 
 
 def _heads_and_batch(query, key, value, enable_gqa):
@@ -211,7 +273,7 @@ def _as_4d(tensor, batch_shape, heads):
 # ---- attention_forward -----------------------------------------------------------------------------------------------
 
 
-def _allocate_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale):
+def _allocate_forward(query, key, value, *rest):
     return (
         query.new_empty(*query.shape[:3], value.shape[3]),
         query.new_empty(*query.shape[:3], dtype=lse_dtype(query.dtype)),
@@ -231,31 +293,44 @@ def _gpu_supports_forward(query, key, value, *rest):
     return _gpu_limits(query, value)
 
 
+def _cuda_supports_forward(query, key, value, *rest):
+    return _gpu_limits(query, value) or _no_positions(*rest[-3:])
+
+
+def _no_positions(alibi_slopes, window_left, window_right):
+    if alibi_slopes is not None:
+        return "alibi_slopes is left to Triton"
+    return "window_size is left to Triton" if max(window_left, window_right) >= 0 else None
+
+
 def _setup_forward(ctx, inputs, outputs):
-    query, key, value, attn_mask, rng_state, *ctx.options = inputs
+    query, key, value, attn_mask, rng_state, *ctx.options, alibi_slopes, window_left, window_right = inputs
+    ctx.window = (window_left, window_right)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, attn_mask, *outputs, rng_state)
+    ctx.save_for_backward(query, key, value, attn_mask, *outputs, rng_state, alibi_slopes)
 
 
 def _backward_forward(ctx, grad_output, grad_lse):
     if grad_output is None and grad_lse is None:
-        return (None,) * 8
-    query, key, value, attn_mask, output, lse, rng_state = ctx.saved_tensors
+        return (None,) * 11
+    query, key, value, attn_mask, output, lse, rng_state, alibi_slopes = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     needs_mask_grad = ctx.needs_input_grad[3]
     inputs = (query, key, value, attn_mask, output, lse, rng_state)
-    *grads, grad_mask = attention_backward(grad_output, grad_lse, *inputs, *ctx.options, needs_mask_grad)
-    return *grads, grad_mask if needs_mask_grad else None, None, None, None, None
+    options = (*ctx.options, alibi_slopes, *ctx.window)
+    *grads, grad_mask = attention_backward(grad_output, grad_lse, *inputs, *options, needs_mask_grad)
+    return *grads, grad_mask if needs_mask_grad else None, *(None,) * 7
 
 
 attention_forward = Kernel(
     "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? rng_state, float dropout_p, "
-    "bool is_causal, float scale) -> (Tensor output, Tensor lse)",
+    "bool is_causal, float scale, Tensor? alibi_slopes, int window_left, int window_right) -> "
+    "(Tensor output, Tensor lse)",
     module="attention",
     allocate=_allocate_forward,
     torch=attention_forward_torch,
-    supports={"cpu": None, "triton": _gpu_supports_forward, "cuda": _gpu_supports_forward},
+    supports={"cpu": None, "triton": _gpu_supports_forward, "cuda": _cuda_supports_forward},
     setup_context=_setup_forward,
     backward=_backward_forward,
 )
@@ -279,13 +354,18 @@ def _gpu_supports_backward(grad_output, grad_lse, query, key, value, *rest):
     return _gpu_limits(query, value)
 
 
+def _cuda_supports_backward(grad_output, grad_lse, query, key, value, *rest):
+    return _gpu_limits(query, value) or _no_positions(*rest[-4:-1])
+
+
 attention_backward = Kernel(
     "attention_backward(Tensor grad_output, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
     "Tensor? attn_mask, Tensor output, Tensor lse, Tensor? rng_state, float dropout_p, bool is_causal, float scale, "
-    "bool needs_mask_grad) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_attn_mask)",
+    "Tensor? alibi_slopes, int window_left, int window_right, bool needs_mask_grad) -> "
+    "(Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_attn_mask)",
     module="attention",
     allocate=_allocate_backward,
     torch=attention_backward_torch,
-    supports={"cpu": None, "triton": _gpu_supports_backward, "cuda": _gpu_supports_backward},
+    supports={"cpu": None, "triton": _gpu_supports_backward, "cuda": _cuda_supports_backward},
     recompute=True,
 )

@@ -7,9 +7,22 @@ from .array_module import array_module, largest
 from .philox import dropout_keep
 
 
-def attention_forward(query, key, value, attn_mask, rng_state, dropout_p, is_causal, scale):
+def attention_forward(
+    query,
+    key,
+    value,
+    attn_mask,
+    rng_state,
+    dropout_p,
+    is_causal,
+    scale,
+    alibi_slopes,
+    window_left,
+    window_right,
+):
     """(output [batch, heads, len_q, value_dim], lse [batch, heads, len_q])"""
-    probs, lse = _softmax(_scores(query, key, attn_mask, is_causal, scale))
+    place = (alibi_slopes, window_left, window_right)
+    probs, lse = _softmax(_scores(query, key, attn_mask, is_causal, scale, *place))
     probs = probs * _dropout_weight(rng_state, dropout_p, probs.shape)
     return probs @ _for_each_head(value, query), lse
 
@@ -27,6 +40,9 @@ def attention_backward(
     dropout_p,
     is_causal,
     scale,
+    alibi_slopes,
+    window_left,
+    window_right,
     needs_mask_grad,
 ):
     """(grad_query, grad_key, grad_value, grad_attn_mask); the last has 0 elements unless needs_mask_grad.
@@ -34,7 +50,8 @@ def attention_backward(
     output and lse, which a kernel takes from the forward pass, are computed afresh here: they may have been rounded.
     """
     xp = array_module(query)
-    probs, lse = _softmax(_scores(query, key, attn_mask, is_causal, scale))
+    place = (alibi_slopes, window_left, window_right)
+    probs, lse = _softmax(_scores(query, key, attn_mask, is_causal, scale, *place))
     dropout_weight = _dropout_weight(rng_state, dropout_p, probs.shape)
     grad_value = (probs * dropout_weight).swapaxes(-1, -2) @ grad_output
     grad_probs = (grad_output @ _for_each_head(value, query).swapaxes(-1, -2)) * dropout_weight
@@ -64,16 +81,23 @@ def _sum_over_group(grad, tensor):
     return grad.reshape(batch, kv_heads, grad.shape[1] // max(kv_heads, 1), length, dim).sum(2)
 
 
-def _scores(query, key, attn_mask, is_causal, scale):
+def _scores(query, key, attn_mask, is_causal, scale, alibi_slopes, window_left, window_right):
     """[batch, heads, len_q, len_k], -inf where a query does not see a key"""
     xp = array_module(query)
     scores = query @ _for_each_head(key, query).swapaxes(-1, -2) * scale
     if attn_mask is not None:
         scores = xp.where(attn_mask, scores, -np.inf) if attn_mask.dtype == bool else scores + attn_mask
+    query_index, key_index = xp.arange(query.shape[2])[:, None], xp.arange(key.shape[2])
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes[..., None, None] * abs(query_index - key_index)
     if is_causal:
-        len_q, len_k = scores.shape[-2:]
-        scores = xp.where(xp.arange(len_k) <= xp.arange(len_q)[:, None], scores, -np.inf)
-    return scores
+        window_right = 0
+    visible = xp.full((query.shape[2], key.shape[2]), True)
+    if window_left >= 0:
+        visible &= key_index >= query_index - window_left
+    if window_right >= 0:
+        visible &= key_index <= query_index + window_right
+    return xp.where(visible, scores, -np.inf)
 
 
 def _softmax(scores):

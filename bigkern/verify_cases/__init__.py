@@ -5,6 +5,8 @@ in float32 and rounded to the dtype under test. Sizes are odd, so that every ker
 """
 
 from .attention import ATTENTION
+from .attention_decode import ATTENTION_DECODE
+from .attention_varlen import ATTENTION_VARLEN
 from .case import ALL_DTYPES, Case
 from .convolution import CONV2D, CONV_TRANSPOSE2D
 from .cross_entropy import CROSS_ENTROPY
@@ -25,6 +27,8 @@ __all__ = ["ALL_DTYPES", "CASES", "OPS", "Case"]
 
 CASES = [
     *ATTENTION,
+    *ATTENTION_DECODE,
+    *ATTENTION_VARLEN,
     *LINEAR_ACT,
     *CONV2D,
     *CONV_TRANSPOSE2D,

@@ -77,8 +77,8 @@ void attend(Tile tile, const Sizes& sizes, const PackedKeys<E>& packed, const Te
   std::fill_n(block.output, kBlockQ * round_up(sizes.value_dim, kPanel<E>), A(0));
   std::fill_n(block.row_max, kBlockQ, -std::numeric_limits<A>::infinity());
   std::fill_n(block.row_sum, kBlockQ, A(0));
-  int64_t k_end = visible_keys(sizes, tile.is_causal, tile.q0 + tile.queries);
-  for (tile.k0 = 0; tile.k0 < k_end; tile.k0 += kBlockK) {
+  int64_t k_end = tile.window.end_key(tile.q0 + tile.queries, sizes.len_k);
+  for (tile.k0 = tile.window.first_key(tile.q0); tile.k0 < k_end; tile.k0 += kBlockK) {
     tile.keys = std::min<int64_t>(kBlockK, k_end - tile.k0);
     multiply_keys_by_queries<E>(tile, packed.key, sizes.padded_k(), block.query, ceil_div(sizes.head_dim, kDepth<E>),
                                 scale, block.scores);
@@ -93,8 +93,8 @@ void attend(Tile tile, const Sizes& sizes, const PackedKeys<E>& packed, const Te
 
 template <class T, class E, class A = acc_t<T>>
 void attention_forward_typed(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
-                             const Dropout& dropout, bool is_causal, double scale, const Tensor& output,
-                             const Tensor& lse) {
+                             const Dropout& dropout, double scale, const Tensor& alibi_slopes, const Window& window,
+                             const Tensor& output, const Tensor& lse) {
   Sizes sizes(query, key, value);
   HeadWaves waves(sizes.batch * sizes.kv_heads, bytes_of<PackedKeys<E>>(sizes));
   auto packed = cut_many<PackedKeys<E>>(shared_workspace(), waves.size, sizes);
@@ -117,20 +117,16 @@ void attention_forward_typed(const Tensor& query, const Tensor& key, const Tenso
       int64_t head = item / blocks, kv_h = (first + head) % sizes.kv_heads;
       // The last block of a causal head is the longest: first, so that the threads end together.
       int64_t block_q = sizes.blocks_q() - 1 - item % sizes.blocks_q();
-      Tile tile{};
-      tile.b = (first + head) / sizes.kv_heads;
-      tile.h = kv_h * sizes.group() + item % blocks / sizes.blocks_q();
-      tile.q0 = block_q * kBlockQ;
-      tile.queries = std::min<int64_t>(kBlockQ, sizes.len_q - tile.q0);
-      tile.is_causal = is_causal;
+      int64_t b = (first + head) / sizes.kv_heads, h = kv_h * sizes.group() + item % blocks / sizes.blocks_q();
+      int64_t q0 = block_q * kBlockQ, queries = std::min<int64_t>(kBlockQ, sizes.len_q - q0);
+      Tile tile{b, h, q0, queries, 0, 0, window, slope_of(alibi_slopes, b, h)};
       pack_transposed_panels<E>(matrix<T>(query, tile.b, tile.h).rows_from(tile.q0, tile.queries), block.query);
       attend<E>(tile, sizes, packed[head], attn_mask, dropout, static_cast<A>(scale), block);
 
-      int64_t row = (tile.b * sizes.heads + tile.h) * sizes.len_q + tile.q0;
       for (int64_t i = 0; i < tile.queries; ++i) {
         store_output<T>(block.output + i * round_up(sizes.value_dim, kPanel<E>), block.row_sum[i], sizes.value_dim,
-                        output.as<T>() + (row + i) * sizes.value_dim);
-        lse.as<A>()[row + i] = block.row_max[i] + std::log(block.row_sum[i]);
+                        row_of<T>(output, tile.b, tile.h, tile.q0 + i));
+        *row_of<A>(lse, tile.b, tile.h, tile.q0 + i) = block.row_max[i] + std::log(block.row_sum[i]);
       }
     });
   }
@@ -140,16 +136,19 @@ void attention_forward_typed(const Tensor& query, const Tensor& key, const Tenso
 }  // namespace
 
 void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
-                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
+                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+                       const Tensor& alibi_slopes, int64_t window_left, int64_t window_right, const Tensor& output,
                        const Tensor& lse) {
+  Window window(is_causal, window_left, window_right);
   Dropout dropout(rng_state, dropout_p, query.sizes[1]);
   dispatch_floating(query.dtype, "attention_forward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (suits_decoding(Sizes(query, key, value), key, value, dropout, is_causal))
+    bool by_place = alibi_slopes.defined() || !window.is_unlimited();
+    if (!by_place && suits_decoding(Sizes(query, key, value), key, value, dropout))
       return attention_decode<T>(query, key, value, attn_mask, scale, output, lse);
     dispatch_elements<T>([&](auto element) {
-      attention_forward_typed<T, typename decltype(element)::type>(query, key, value, attn_mask, dropout, is_causal,
-                                                                   scale, output, lse);
+      attention_forward_typed<T, typename decltype(element)::type>(query, key, value, attn_mask, dropout, scale,
+                                                                   alibi_slopes, window, output, lse);
     });
   });
 }

@@ -44,6 +44,34 @@ struct Sizes {
   int64_t padded_k() const { return round_up(len_k, kTileRows); }
 };
 
+// Which keys a query sees by its place: those from query - left to query + right.
+struct Window {
+  static constexpr int64_t kUnlimited = int64_t{1} << 48;
+  int64_t left = kUnlimited, right = kUnlimited;
+
+  // A negative bound is none.
+  Window(bool is_causal, int64_t left_or_none, int64_t right_or_none) {
+    if (left_or_none >= 0) left = std::min(left_or_none, kUnlimited);
+    if (right_or_none >= 0) right = std::min(right_or_none, kUnlimited);
+    if (is_causal) right = 0;
+  }
+  bool is_unlimited() const { return left == kUnlimited && right == kUnlimited; }
+
+  // Keys [first_key, end_key) are visible to some query of [q_begin, q_end).
+  int64_t first_key(int64_t q_begin) const {
+    constexpr int64_t kStep = kTileRows % 4 == 0 ? kTileRows : 2 * kTileRows;  // Philox draws for four keys at once
+    return std::max<int64_t>(0, q_begin - left) / kStep * kStep;
+  }
+  int64_t end_key(int64_t q_end, int64_t len_k) const { return std::min(len_k, q_end + right); }
+};
+
+// ALiBi's slope of one head; 0 where there is none.
+inline double slope_of(const Tensor& slopes, int64_t b, int64_t h) {
+  if (!slopes.defined()) return 0;
+  int64_t at = b * slopes.strides[0] + h * slopes.strides[1];
+  return slopes.dtype == DType::float64 ? slopes.as<const double>()[at] : slopes.as<const float>()[at];
+}
+
 // [rows, cols] of tensor[batch, head]; an absent tensor gives an empty view.
 template <class T>
 MatrixView<const T> matrix(const Tensor& tensor, int64_t b, int64_t h) {
@@ -52,28 +80,40 @@ MatrixView<const T> matrix(const Tensor& tensor, int64_t b, int64_t h) {
           tensor.strides[2], tensor.strides[3]};
 }
 
+// Where row i of tensor[batch, head] starts; its elements lie side by side.
+template <class T>
+T* row_of(const Tensor& tensor, int64_t b, int64_t h, int64_t i) {
+  return tensor.as<T>() + b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
+}
+
 // A piece of the score matrix of one (batch, head): queries [q0, q0 + queries) and keys [k0, k0 + keys).
 struct Tile {
   int64_t b, h;
   int64_t q0, queries;
   int64_t k0, keys;
-  bool is_causal;
+  Window window;
+  double slope;
 
-  // The first so many keys of the tile are visible to one of its first so many queries.
+  // Keys of the tile from this one on are hidden from its first so many queries.
   int64_t keys_visible_to(int64_t first_queries) const {
-    return is_causal ? std::clamp<int64_t>(q0 + first_queries - k0, 0, keys) : keys;
+    return std::clamp<int64_t>(q0 + first_queries + window.right - k0, 0, keys);
+  }
+  // Keys of the tile before this one are hidden from its queries from `query` on.
+  int64_t first_key_visible_from(int64_t query) const {
+    return std::clamp<int64_t>(q0 + query - window.left - k0, 0, keys);
   }
   // Queries before this one see none of the tile's keys from `key` on.
   int64_t first_query_seeing(int64_t key) const {
-    return is_causal ? std::clamp<int64_t>(k0 + key - q0, 0, queries) : 0;
+    return std::clamp<int64_t>(k0 + key - window.right - q0, 0, queries);
   }
-  bool has_hidden_keys() const { return is_causal && k0 + keys - 1 > q0; }
+  // Queries from this one on see none of the tile's first so many keys.
+  int64_t queries_seeing(int64_t first_keys) const {
+    return std::clamp<int64_t>(k0 + first_keys + window.left - q0, 0, queries);
+  }
+  bool hides_future_keys() const { return k0 + keys - 1 > q0 + window.right; }
+  bool hides_past_keys() const { return k0 < q0 + queries - 1 - window.left; }
+  bool has_hidden_keys() const { return hides_future_keys() || hides_past_keys(); }
 };
-
-// Keys that some query before q_end sees.
-inline int64_t visible_keys(const Sizes& sizes, bool is_causal, int64_t q_end) {
-  return is_causal ? std::min(sizes.len_k, q_end) : sizes.len_k;
-}
 
 // Runs body(i) over all vectors of queries of one row.
 template <class A, class Body>
@@ -111,7 +151,7 @@ void multiply_keys_by_queries(const Tile& tile, const E* a, int64_t padded_k, co
   over_columns<E>(tile.queries, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     int64_t keys = tile.keys_visible_to(col + kPanel<E>);
-    for (int64_t key = 0; key < keys; key += kTileRows) {
+    for (int64_t key = tile.first_key_visible_from(col) / kTileRows * kTileRows; key < keys; key += kTileRows) {
       vec<A> sums[kTileRows][kVectors] = {};
       for (int64_t first = 0; first < depth; first += kPanel<E>)
         multiply_tile<E, kVectors, kPanel<E>, 1>(a + first * padded_k + (tile.k0 + key) * kPanel<E>,
@@ -137,8 +177,10 @@ void accumulate_over_keys(const Tile& tile, const E* weights, const E* b, int64_
     const E* panel = b + col * (padded_k / kDepth<E>)+tile.k0 / kDepth<E> * kPanel<E>;
     for (int64_t query = 0; query < tile.queries; query += kTileRows) {
       vec<A> products[kTileRows][kVectors] = {};
-      int64_t keys = tile.keys_visible_to(query + kTileRows);
-      multiply_tile<E, kVectors, 1, kBlockQ>(weights + query, panel, ceil_div(keys, kDepth<E>), products);
+      int64_t first = tile.first_key_visible_from(query) / kDepth<E>;
+      int64_t end = ceil_div(tile.keys_visible_to(query + kTileRows), kDepth<E>);
+      multiply_tile<E, kVectors, 1, kBlockQ>(weights + first * kBlockQ + query, panel + first * kPanel<E>, end - first,
+                                             products);
 #pragma GCC unroll 8
       for (int r = 0; r < kTileRows; ++r) {
         A* row = sums + (query + r) * row_size + col;
@@ -198,20 +240,54 @@ void apply_mask_typed(const Tile& tile, const MatrixView<const M>& mask, A* scor
 }
 
 template <class A>
+using lane_index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+
+template <class A>
+vec<lane_index<A>> lane_indices() {
+  vec<lane_index<A>> indices;
+  for (int lane = 0; lane < lanes<A>; ++lane) indices[lane] = lane;
+  return indices;
+}
+
+template <class A>
 void hide_future_keys(const Tile& tile, A* scores) {
-  using index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  vec<index> lane_index;
-  for (int lane = 0; lane < lanes<A>; ++lane) lane_index[lane] = lane;
+  auto queries = lane_indices<A>();
   vec<A> hidden = broadcast(-std::numeric_limits<A>::infinity());
-  for (int64_t key = std::max<int64_t>(0, tile.q0 + 1 - tile.k0); key < tile.keys; ++key)
+  for (int64_t key = tile.keys_visible_to(1); key < tile.keys; ++key)
     over_query_vectors<A>(tile, [&](int64_t i) {
       A* score = scores + key * kBlockQ + i;
-      auto distance = static_cast<index>(tile.k0 + key - tile.q0 - i);
-      store(score, select(lane_index < distance, hidden, load(score)));
+      auto first_query = static_cast<lane_index<A>>(tile.k0 + key - tile.window.right - tile.q0 - i);
+      store(score, select(queries < first_query, hidden, load(score)));
     });
 }
 
-// Adds attn_mask to the scores and hides what is_causal hides.
+template <class A>
+void hide_past_keys(const Tile& tile, A* scores) {
+  auto queries = lane_indices<A>();
+  vec<A> hidden = broadcast(-std::numeric_limits<A>::infinity());
+  for (int64_t key = 0; key < tile.first_key_visible_from(tile.queries - 1); ++key)
+    over_query_vectors<A>(tile, [&](int64_t i) {
+      A* score = scores + key * kBlockQ + i;
+      auto last_query = static_cast<lane_index<A>>(tile.k0 + key + tile.window.left - tile.q0 - i);
+      store(score, select(queries > last_query, hidden, load(score)));
+    });
+}
+
+// score -= slope * |query - key|
+template <class A>
+void apply_alibi(const Tile& tile, A* scores) {
+  A slope = static_cast<A>(tile.slope);
+  vec<A> queries;
+  for (int lane = 0; lane < lanes<A>; ++lane) queries[lane] = static_cast<A>(lane);
+  for (int64_t key = 0; key < tile.keys; ++key)
+    over_query_vectors<A>(tile, [&](int64_t i) {
+      A* score = scores + key * kBlockQ + i;
+      vec<A> distance = queries + static_cast<A>(tile.q0 + i - tile.k0 - key);
+      store(score, load(score) - maximum(distance, -distance) * slope);
+    });
+}
+
+// Adds attn_mask and ALiBi to the scores and hides what the window hides.
 template <class A>
 void apply_mask(const Tile& tile, const Tensor& mask, A* scores) {
   if (mask.defined() && mask.dtype == DType::boolean)
@@ -221,7 +297,9 @@ void apply_mask(const Tile& tile, const Tensor& mask, A* scores) {
       using M = typename decltype(tag)::type;
       if constexpr (std::is_same_v<acc_t<M>, A>) apply_mask_typed(tile, matrix<M>(mask, tile.b, tile.h), scores);
     });
-  if (tile.has_hidden_keys()) hide_future_keys(tile, scores);
+  if (tile.slope != 0) apply_alibi(tile, scores);
+  if (tile.hides_future_keys()) hide_future_keys(tile, scores);
+  if (tile.hides_past_keys()) hide_past_keys(tile, scores);
 }
 
 struct Dropout {

@@ -17,8 +17,9 @@ using namespace attention;
 struct Arguments {
   const Tensor &grad_output, &grad_lse, &query, &key, &value, &attn_mask, &output, &lse;
   Dropout dropout;
-  bool is_causal;
   double scale;
+  const Tensor& alibi_slopes;
+  Window window;
   bool needs_mask_grad;
   const Tensor &grad_query, &grad_key, &grad_value, &grad_attn_mask;
 };
@@ -116,22 +117,17 @@ class Backward : Arguments {
   }
 
   Tile tile_at(int64_t head, int64_t g, int64_t block_q) const {
-    Tile tile{};
-    tile.b = batch_of(head);
-    tile.h = kv_head_of(head) * sizes.group() + g;
-    tile.q0 = block_q * kBlockQ;
-    tile.queries = std::min(kBlockQ, sizes.len_q - tile.q0);
-    tile.is_causal = is_causal;
-    return tile;
+    int64_t b = batch_of(head), h = kv_head_of(head) * sizes.group() + g, q0 = block_q * kBlockQ;
+    return {b, h, q0, std::min(kBlockQ, sizes.len_q - q0), 0, 0, window, slope_of(alibi_slopes, b, h)};
   }
 
   // grad_query of one block of queries; on the way, with_keys, its part of grad_key and grad_value.
   void sweep_queries(int64_t head, int64_t g, int64_t block_q, const BackwardScratch<E>& scratch, bool with_keys) {
     Tile tile = tile_at(head, g, block_q);
-    int64_t row_size = round_up(sizes.head_dim, kPanel<E>),
-            k_end = visible_keys(sizes, is_causal, tile.q0 + tile.queries);
+    int64_t row_size = round_up(sizes.head_dim, kPanel<E>), k_begin = tile.window.first_key(tile.q0),
+            k_end = tile.window.end_key(tile.q0 + tile.queries, sizes.len_k);
     std::fill_n(scratch.grad_query, kBlockQ * row_size, A(0));
-    for (tile.k0 = 0; tile.k0 < k_end; tile.k0 += kBlockK) {
+    for (tile.k0 = k_begin; tile.k0 < k_end; tile.k0 += kBlockK) {
       tile.keys = std::min(kBlockK, k_end - tile.k0);
       differentiate_tile<E>(tile, sizes, packed[head], packed[head].queries[g], attn_mask, dropout, A(scale),
                             needs_mask_grad, scratch);
@@ -140,10 +136,9 @@ class Backward : Arguments {
                               sizes.head_dim, scratch.ones, scratch.grad_query);
       if (with_keys) accumulate_key_gradients(tile, packed[head].queries[g], tile.k0, scratch);
     }
-    if (needs_mask_grad) clear_mask_gradient(tile, k_end);
-    int64_t row = (tile.b * sizes.heads + tile.h) * sizes.len_q + tile.q0;
+    if (needs_mask_grad) clear_mask_gradient(tile, k_begin, k_end);
     store_scaled(scratch.grad_query, tile.queries, sizes.head_dim, row_size, A(scale),
-                 grad_query.as<T>() + row * sizes.head_dim);
+                 row_of<T>(grad_query, tile.b, tile.h, tile.q0), grad_query.strides[2]);
   }
 
   // grad_key and grad_value of one block of keys.
@@ -151,10 +146,11 @@ class Backward : Arguments {
     auto scratch = make_scratch(kBlockK);
     int64_t k0 = block_k * kBlockK;
     for (int64_t g = 0; g < sizes.group(); ++g)
-      for (int64_t block_q = is_causal ? k0 / kBlockQ : 0; block_q < sizes.blocks_q(); ++block_q) {
+      for (int64_t block_q = std::max<int64_t>(0, k0 - window.right) / kBlockQ; block_q < sizes.blocks_q(); ++block_q) {
         Tile tile = tile_at(head, g, block_q);
+        if (tile.q0 > k0 + kBlockK - 1 + window.left) break;
         tile.k0 = k0;
-        tile.keys = std::min(kBlockK, visible_keys(sizes, is_causal, tile.q0 + tile.queries) - k0);
+        tile.keys = std::min(kBlockK, window.end_key(tile.q0 + tile.queries, sizes.len_k) - k0);
         if (tile.keys <= 0) continue;
         differentiate_tile<E>(tile, sizes, packed[head], packed[head].queries[g], attn_mask, dropout, A(scale), false,
                               scratch);
@@ -181,11 +177,11 @@ class Backward : Arguments {
   }
 
   void store_key_gradients(int64_t head, int64_t k0, int64_t keys, const BackwardScratch<E>& scratch) {
-    int64_t row = (first_head + head) * sizes.len_k + k0;
+    int64_t b = batch_of(head), h = kv_head_of(head);
     store_scaled(scratch.grad_key, keys, sizes.head_dim, round_up(sizes.head_dim, kPanel<E>), A(scale),
-                 grad_key.as<T>() + row * sizes.head_dim);
+                 row_of<T>(grad_key, b, h, k0), grad_key.strides[2]);
     store_scaled(scratch.grad_value, keys, sizes.value_dim, round_up(sizes.value_dim, kPanel<E>), A(1),
-                 grad_value.as<T>() + row * sizes.value_dim);
+                 row_of<T>(grad_value, b, h, k0), grad_value.strides[2]);
   }
 
   // Calls body(pointer to the tile's first row in grad_attn_mask).
@@ -200,10 +196,14 @@ class Backward : Arguments {
   void store_mask_gradient(const Tile& tile, const A* grad_scores) {
     with_mask_rows(tile, [&](auto* rows) { store_grad_mask(tile, grad_scores, sizes.len_k, rows); });
   }
-  void clear_mask_gradient(const Tile& tile, int64_t k_end) {
+  // What lies outside of keys [k_begin, k_end).
+  void clear_mask_gradient(const Tile& tile, int64_t k_begin, int64_t k_end) {
     with_mask_rows(tile, [&](auto* rows) {
-      for (int64_t q = 0; q < tile.queries; ++q)
-        std::fill(rows + q * sizes.len_k + k_end, rows + (q + 1) * sizes.len_k, std::decay_t<decltype(*rows)>{});
+      std::decay_t<decltype(*rows)> zero{};
+      for (int64_t q = 0; q < tile.queries; ++q, rows += sizes.len_k) {
+        std::fill(rows, rows + std::min(k_begin, sizes.len_k), zero);
+        std::fill(rows + std::max(k_begin, k_end), rows + std::max(k_begin, sizes.len_k), zero);
+      }
     });
   }
 };
@@ -212,14 +212,26 @@ class Backward : Arguments {
 
 void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query, const Tensor& key,
                         const Tensor& value, const Tensor& attn_mask, const Tensor& output, const Tensor& lse,
-                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool needs_mask_grad,
+                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+                        const Tensor& alibi_slopes, int64_t window_left, int64_t window_right, bool needs_mask_grad,
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask) {
-  Arguments arguments{grad_output,   grad_lse, query,
-                      key,           value,    attn_mask,
-                      output,        lse,      Dropout(rng_state, dropout_p, query.sizes[1]),
-                      is_causal,     scale,    needs_mask_grad,
-                      grad_query,    grad_key, grad_value,
+  Arguments arguments{grad_output,
+                      grad_lse,
+                      query,
+                      key,
+                      value,
+                      attn_mask,
+                      output,
+                      lse,
+                      Dropout(rng_state, dropout_p, query.sizes[1]),
+                      scale,
+                      alibi_slopes,
+                      Window(is_causal, window_left, window_right),
+                      needs_mask_grad,
+                      grad_query,
+                      grad_key,
+                      grad_value,
                       grad_attn_mask};
   dispatch_floating(query.dtype, "attention_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -71,15 +71,16 @@ struct BackwardScratch {
 template <class E, class A = acc_t<E>>
 void accumulate_over_queries(const Tile& tile, const E* weights, const E* b, int64_t padded_q, int64_t cols, A* sums) {
   constexpr int64_t kLanes = lanes<A>, kRowSize = kBlockQ / kDepth<E>;
-  int64_t row_size = round_up(cols, kPanel<E>), depth = ceil_div(tile.queries, kDepth<E>);
+  int64_t row_size = round_up(cols, kPanel<E>);
   over_columns<E>(cols, [=](auto vectors, int64_t col) {
     constexpr int kVectors = decltype(vectors)::value;
     const E* panel = b + col * (padded_q / kDepth<E>)+tile.q0 / kDepth<E> * kPanel<E>;
     for (int64_t key = 0; key < tile.keys; key += kTileRows) {
       vec<A> products[kTileRows][kVectors] = {};
       int64_t first = tile.first_query_seeing(key) / kDepth<E>;
-      multiply_tile<E, kVectors, kRowSize, 1>(weights + key * kRowSize + first, panel + first * kPanel<E>,
-                                              depth - first, products);
+      int64_t end = ceil_div(tile.queries_seeing(key + kTileRows), kDepth<E>);
+      multiply_tile<E, kVectors, kRowSize, 1>(weights + key * kRowSize + first, panel + first * kPanel<E>, end - first,
+                                              products);
 #pragma GCC unroll 8
       for (int r = 0; r < kTileRows; ++r) {
         A* row = sums + (key + r) * row_size + col;
@@ -102,7 +103,7 @@ void differentiate_softmax(const Tile& tile, int64_t i, vec<A> lse, vec<A> delta
     vec<A> grad_weight = load(scratch.grad_scores + at);
     if (dropout) grad_weight *= load(scratch.factors + at);
     grad_score = weight * (grad_weight - delta);
-    // Where a causal tile is hidden nobody has written the gradient of its weights.
+    // Where a window hides part of a tile nobody has written the gradient of its weights.
     if (partly_hidden) grad_score = select(weight == A(0), vec<A>{}, grad_score);
     if (dropout) weight *= load(scratch.factors + at);
   };
@@ -180,8 +181,9 @@ void prepare_rows(const MatrixView<const T>& grad_output, const MatrixView<const
 }
 
 template <class T, class A = acc_t<T>>
-void store_scaled(const A* sums, int64_t rows, int64_t cols, int64_t row_size, A factor, T* target) {
-  for (int64_t row = 0; row < rows; ++row, sums += row_size, target += cols) {
+void store_scaled(const A* sums, int64_t rows, int64_t cols, int64_t row_size, A factor, T* target,
+                  int64_t target_stride) {
+  for (int64_t row = 0; row < rows; ++row, sums += row_size, target += target_stride) {
     int64_t col = 0;
     for (; col + lanes<A> <= cols; col += lanes<A>) store(target + col, load(sums + col) * factor);
     if (col < cols) store_partial(target + col, load(sums + col) * factor, cols - col);

@@ -17,9 +17,9 @@ struct PartialOutput {
   A *output, *row_max, *row_sum;  // [rows, value_dim], [rows], [rows]
 
   PartialOutput(Cutter& cutter, const Sizes& sizes)
-      : output(cutter.take<A>(kDecodeRows * round_up(sizes.value_dim, lanes<A>))),
-        row_max(cutter.take<A>(kDecodeRows)),
-        row_sum(cutter.take<A>(kDecodeRows)) {}
+      : output(cutter.take<A>(sizes.group() * sizes.len_q * round_up(sizes.value_dim, lanes<A>))),
+        row_max(cutter.take<A>(sizes.group() * sizes.len_q)),
+        row_sum(cutter.take<A>(sizes.group() * sizes.len_q)) {}
 };
 
 template <class A>
@@ -167,10 +167,8 @@ void merge(const PartialOutput<A>& part, int64_t row, int64_t row_size, PartialO
   total.row_max[row] = new_max;
 }
 
-inline bool suits_decoding(const Sizes& sizes, const Tensor& key, const Tensor& value, const Dropout& dropout,
-                           bool is_causal) {
-  return sizes.group() * sizes.len_q <= kDecodeRows && !is_causal && !dropout.active && key.strides[3] == 1 &&
-         value.strides[3] == 1;
+inline bool suits_decoding(const Sizes& sizes, const Tensor& key, const Tensor& value, const Dropout& dropout) {
+  return sizes.group() * sizes.len_q <= kDecodeRows && !dropout.active && key.strides[3] == 1 && value.strides[3] == 1;
 }
 
 template <class T, class A = acc_t<T>>
@@ -197,10 +195,10 @@ void attention_decode(const Tensor& query, const Tensor& key, const Tensor& valu
     for (int64_t row = 0; row < rows; ++row) {
       PartialOutput<A>& total = parts[head * splits];
       for (int64_t split = 1; split < splits; ++split) merge(parts[head * splits + split], row, row_size, total);
-      int64_t out_row = head * rows + row;  // heads of a group follow each other, as in the output
+      int64_t b = head / sizes.kv_heads, h = head % sizes.kv_heads * sizes.group() + row / sizes.len_q;
       store_output<T>(total.output + row * row_size, total.row_sum[row], sizes.value_dim,
-                      output.as<T>() + out_row * sizes.value_dim);
-      lse.as<A>()[out_row] = total.row_max[row] + std::log(total.row_sum[row]);
+                      row_of<T>(output, b, h, row % sizes.len_q));
+      *row_of<A>(lse, b, h, row % sizes.len_q) = total.row_max[row] + std::log(total.row_sum[row]);
     }
 }
 

@@ -28,11 +28,13 @@ void adam_step(const TensorList& params, const TensorList& grads, const TensorLi
                bool zero_grad);
 
 void attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& attn_mask,
-                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale, const Tensor& output,
+                       const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+                       const Tensor& alibi_slopes, int64_t window_left, int64_t window_right, const Tensor& output,
                        const Tensor& lse);
 void attention_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query, const Tensor& key,
                         const Tensor& value, const Tensor& attn_mask, const Tensor& output, const Tensor& lse,
-                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale, bool needs_mask_grad,
+                        const Tensor& rng_state, double dropout_p, bool is_causal, double scale,
+                        const Tensor& alibi_slopes, int64_t window_left, int64_t window_right, bool needs_mask_grad,
                         const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value,
                         const Tensor& grad_attn_mask);
 
@@ -77,6 +79,23 @@ void conv_transpose2d_backward(const Tensor& grad_output, const Tensor& input, c
                                int64_t output_padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
                                bool needs_input_grad, bool needs_weight_grad, bool needs_bias_grad,
                                const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias);
+void attention_decode_forward(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+                              const Tensor& cache_seqlens, const Tensor& block_table, const Tensor& key_scale,
+                              const Tensor& value_scale, const Tensor& alibi_slopes, double scale, int64_t window_left,
+                              int64_t window_right, const Tensor& output, const Tensor& lse);
+void cache_append_step(const TensorList& caches, const TensorList& scales, const Tensor& key, const Tensor& value,
+                       const Tensor& cache_seqlens, const Tensor& block_table);
+
+void attention_varlen_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& cu_seqlens_q,
+                              const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, bool is_causal,
+                              double scale, const Tensor& alibi_slopes, int64_t window_left, int64_t window_right,
+                              const Tensor& output, const Tensor& lse);
+void attention_varlen_backward(const Tensor& grad_output, const Tensor& grad_lse, const Tensor& query,
+                               const Tensor& key, const Tensor& value, const Tensor& output, const Tensor& lse,
+                               const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+                               int64_t max_seqlen_k, bool is_causal, double scale, const Tensor& alibi_slopes,
+                               int64_t window_left, int64_t window_right, const Tensor& grad_query,
+                               const Tensor& grad_key, const Tensor& grad_value);
 
 void cross_entropy_forward(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                            const std::string& reduction, double label_smoothing, const Tensor& loss, const Tensor& lse,

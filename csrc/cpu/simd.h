@@ -146,6 +146,12 @@ inline vec<float> load(const half* p) {
 #endif
 }
 
+inline vec<float> load(const int8_t* p) {
+  vec_i8 raw;
+  std::memcpy(&raw, p, sizeof(raw));
+  return __builtin_convertvector(__builtin_convertvector(raw, vec_i32), vec<float>);
+}
+
 inline void store(float* p, vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(double* p, vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(bfloat16* p, vec<float> v) {
@@ -166,6 +172,11 @@ inline void store(half* p, vec<float> v) {
 }
 
 // The first `count` lanes (fewer than a full vector); the others are zero. Never touches memory past the end.
+inline vec<float> load_partial(const int8_t* p, int64_t count) {
+  int8_t buffer[lanes<float>] = {};
+  std::memcpy(buffer, p, static_cast<size_t>(count));
+  return load(buffer);
+}
 #if defined(__AVX512F__)
 inline uint32_t first_lanes(int64_t count) { return (uint32_t{1} << count) - 1; }
 inline vec<float> load_partial(const float* p, int64_t count) {
