@@ -145,7 +145,7 @@ void convolve(const Tensor& source, const Tensor& weight, int rows_dim, const st
       const WeightOperand<Reader, T> kernel(weights.matrix());
       const AnyOperand<P>&a = channels_last ? static_cast<const AnyOperand<P>&>(gathered) : kernel,
             &b = channels_last ? static_cast<const AnyOperand<P>&>(kernel) : gathered;
-      multiply_operands<P>(a, b, static_cast<const TileSink<acc_t<T>>&>(sink));
+      multiply_operands<P>(a, b, static_cast<const ConvSink<acc_t<T>>&>(sink));
     });
   });
 }
@@ -214,7 +214,7 @@ void grad_weight_typed(const Tensor& grad_output, const Tensor& input, const Con
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t first = part * pixels / parts, count = (part + 1) * pixels / parts - first;
-        const SumsSink<A> sink(sums + part * rows * k, k);
+        const ConvSums<A> sink(sums + part * rows * k, k);
         with_reader<T>([&](auto tag) {
           using Reader = typename decltype(tag)::type;
           using P = typename Reader::packed;
@@ -222,7 +222,7 @@ void grad_weight_typed(const Tensor& grad_output, const Tensor& input, const Con
           const GatherOperand<Reader, T> a(grad_image, rows, same, channels_last, true, first, count);
           const GatherOperand<Reader, T> b(image, channels, axes, channels_last, true, first, count);
           multiply_operands<P>(static_cast<const AnyOperand<P>&>(a), static_cast<const AnyOperand<P>&>(b),
-                               static_cast<const TileSink<A>&>(sink));
+                               static_cast<const ConvSink<A>&>(sink));
         });
       }
     });

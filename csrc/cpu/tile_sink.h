@@ -79,8 +79,12 @@ template <class T>
 void product_of_rectangle(const Matrix<T>& a, const Matrix<T>& b, const Range2d& range,
                           const TileSink<acc_t<T>>& sink) {
   with_reader<T>([&](auto reader) {
+    using Reader = decltype(reader);
+    using Operand = MatrixOperand<Reader, T>;
     SinkEpilogue<acc_t<T>> epilogue{sink};
-    RectangleProduct<decltype(reader), T, SinkEpilogue<acc_t<T>>>(a, b, range, epilogue).run();
+    Operand rows(a), cols(transposed(b));
+    RectangleProduct<typename Reader::packed, Operand, Operand, SinkEpilogue<acc_t<T>>>(rows, cols, range, epilogue)
+        .run();
   });
 }
 
