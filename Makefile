@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # A file stays on one process: what its tests share (oracle answers, kernels compiled ahead) is then made once.
 PYTEST_FLAGS ?= -n auto --dist loadfile
+# What the C++ module is built for: `local` is the lowest and the best that this machine runs; a wheel is built for all.
+INSTRUCTION_SETS ?= local
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
@@ -28,7 +30,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 		$(RUN) -m pip install -q -c constraints.txt torch; \
 	fi
 	@echo "== building the C++ module and installing bigkern (about a minute)"
-	@$(RUN) -m pip install -q -c constraints.txt -e '.[test,train,triton,lint]'
+	@BIGKERN_INSTRUCTION_SETS=$(INSTRUCTION_SETS) $(RUN) -m pip install -q -c constraints.txt -e '.[test,train,triton,lint]'
 	@touch $@
 
 run: install  ## verify the ops, then train, compare and quantize the digits perceptron
@@ -40,7 +42,8 @@ run: install  ## verify the ops, then train, compare and quantize the digits per
 test: install  ## the test suite (needs no GPU)
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow"
 
-test-all: install  ## the test suite with the long sweeps, and the kernels under AddressSanitizer
+test-all: install  ## the test suite with the long sweeps on every instruction set, and the kernels under AddressSanitizer
+	$(RUN) -m pip install -q -c constraints.txt -e .
 	$(RUN) -m pytest $(PYTEST_FLAGS)
 	$(MAKE) test-asan
 

@@ -4,6 +4,7 @@ Everything else about the package is in pyproject.toml. Separate modules, and no
 linker keeps one copy of each inline function, and must not keep the AVX-512 one for a machine that has none.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -22,8 +23,29 @@ X86_FLAGS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512".split(),
 }
 INSTRUCTION_SETS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
-# BIGKERN_INSTRUCTION_SETS="baseline avx2" builds only these: for builds that never leave this machine.
-BUILT = os.environ.get("BIGKERN_INSTRUCTION_SETS", " ".join(INSTRUCTION_SETS)).split()
+
+
+def supported_here():
+    """The instruction sets that this processor runs, weakest first."""
+    spec = importlib.util.spec_from_file_location("kernel_loader", Path(__file__).parent / "bigkern/_C/__init__.py")
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    features = loader.cpu_features()
+    return [name for name in INSTRUCTION_SETS if features.issuperset(loader.REQUIRED_FEATURES[name])]
+
+
+def chosen():
+    """All, for a wheel that goes elsewhere. BIGKERN_INSTRUCTION_SETS="baseline avx2" builds only these, and "local" the
+    lowest and the best that this machine runs, in two thirds of the time."""
+    names = os.environ.get("BIGKERN_INSTRUCTION_SETS", "").split() or list(INSTRUCTION_SETS)
+    if names == ["local"]:
+        names = list(dict.fromkeys(("baseline", supported_here()[-1])))
+    if unknown := [name for name in names if name not in INSTRUCTION_SETS]:
+        raise SystemExit(
+            f"BIGKERN_INSTRUCTION_SETS: unknown {', '.join(unknown)}; one or more of {', '.join(INSTRUCTION_SETS)}, or local"
+        )
+    return names
+
 
 # BIGKERN_CXXFLAGS adds to these: "-fsanitize=address", for one.
 COMMON_FLAGS = (
@@ -98,7 +120,7 @@ class BuildPerInstructionSet(build_ext):
 
 setup(
     ext_modules=[
-        Extension(f"bigkern._C.{name}", [BINDINGS, *KERNELS], depends=HEADERS, language="c++") for name in BUILT
+        Extension(f"bigkern._C.{name}", [BINDINGS, *KERNELS], depends=HEADERS, language="c++") for name in chosen()
     ],
     cmdclass={"build_ext": BuildPerInstructionSet},
 )

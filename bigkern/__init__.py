@@ -20,7 +20,7 @@ if find_spec("torch"):
     from .ops import attention_varlen as _attention_varlen
     from .ops import avg_pool2d as _avg_pool2d
     from .ops import batch_norm_act as _batch_norm_act
-    from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy_with_logits
+    from .ops import binary_cross_entropy_with_logits as _binary_cross_entropy
     from .ops import conv2d as _conv2d
     from .ops import conv_transpose2d as _conv_transpose2d
     from .ops import cross_entropy as _cross_entropy
@@ -49,52 +49,49 @@ if find_spec("torch"):
     from .ops.grad_norm import grad_norm
     from .ops.rmsprop import rmsprop
     from .ops.sgd import sgd
-    from .ops.weight_only_linear import dequantize_weight, quantize_weight
 
     adaptive_avg_pool2d = accepts_arrays(_adaptive_avg_pool2d.adaptive_avg_pool2d)
     add_layer_norm = accepts_arrays(_add_layer_norm.add_layer_norm)
     add_layer_norm_with_sum = accepts_arrays(_add_layer_norm.add_layer_norm_with_sum)
     attention = accepts_arrays(_attention.attention)
-    attention_with_lse = accepts_arrays(_attention.attention_with_lse)
-    binary_cross_entropy_with_logits = accepts_arrays(
-        _binary_cross_entropy_with_logits.binary_cross_entropy_with_logits
-    )
-    conv2d = accepts_arrays(_conv2d.conv2d)
-    conv2d_act = accepts_arrays(_conv2d.conv2d_act)
-    conv_transpose2d = accepts_arrays(_conv_transpose2d.conv_transpose2d)
     attention_decode = accepts_arrays(_attention_decode.attention_decode)
     attention_decode_with_lse = accepts_arrays(_attention_decode.attention_decode_with_lse)
     attention_varlen = accepts_arrays(_attention_varlen.attention_varlen)
     attention_varlen_with_lse = accepts_arrays(_attention_varlen.attention_varlen_with_lse)
+    attention_with_lse = accepts_arrays(_attention.attention_with_lse)
+    avg_pool2d = accepts_arrays(_avg_pool2d.avg_pool2d)
+    batch_norm_act = accepts_arrays(_batch_norm_act.batch_norm_act)
+    binary_cross_entropy_with_logits = accepts_arrays(_binary_cross_entropy.binary_cross_entropy_with_logits)
     cache_append = accepts_arrays(_attention_decode.cache_append)
+    conv2d = accepts_arrays(_conv2d.conv2d)
+    conv2d_act = accepts_arrays(_conv2d.conv2d_act)
+    conv_transpose2d = accepts_arrays(_conv_transpose2d.conv_transpose2d)
     cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
     dequantize = accepts_arrays(_quantize.dequantize)
+    dequantize_weight = accepts_arrays(_weight_only_linear.dequantize_weight)
+    distillation_loss = accepts_arrays(_distillation_loss.distillation_loss)
     embedding = accepts_arrays(_embedding.embedding)
     embedding_bag = accepts_arrays(_embedding_bag.embedding_bag)
     embedding_layer_norm = accepts_arrays(_embedding_layer_norm.embedding_layer_norm)
     gated_act = accepts_arrays(_gated_act.gated_act)
     geglu = accepts_arrays(_gated_act.geglu)
-    avg_pool2d = accepts_arrays(_avg_pool2d.avg_pool2d)
-    batch_norm_act = accepts_arrays(_batch_norm_act.batch_norm_act)
-    cross_entropy = accepts_arrays(_cross_entropy.cross_entropy)
-    dequantize = accepts_arrays(_quantize.dequantize)
     group_norm = accepts_arrays(_group_norm.group_norm)
-    distillation_loss = accepts_arrays(_distillation_loss.distillation_loss)
     gru = accepts_arrays(_gru.gru)
     int8_linear = accepts_arrays(_int8_linear.int8_linear)
     kl_div = accepts_arrays(_kl_div.kl_div)
     layer_norm = accepts_arrays(_layer_norm.layer_norm)
     linear_act = accepts_arrays(_linear_act.linear_act)
     linear_cross_entropy = accepts_arrays(_linear_cross_entropy.linear_cross_entropy)
-    mse_loss = accepts_arrays(_mse_loss.mse_loss)
-    max_pool2d = accepts_arrays(_max_pool2d.max_pool2d)
     lstm = accepts_arrays(_lstm.lstm)
+    max_pool2d = accepts_arrays(_max_pool2d.max_pool2d)
+    mse_loss = accepts_arrays(_mse_loss.mse_loss)
     quantize = accepts_arrays(_quantize.quantize)
+    quantize_weight = accepts_arrays(_weight_only_linear.quantize_weight)
     rms_norm = accepts_arrays(_rms_norm.rms_norm)
     rnn = accepts_arrays(_rnn.rnn)
-    weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
     rotary_embedding = accepts_arrays(_rotary_embedding.rotary_embedding)
     swiglu = accepts_arrays(_gated_act.swiglu)
+    weight_only_linear = accepts_arrays(_weight_only_linear.weight_only_linear)
 else:
 
     def __getattr__(name):
