@@ -41,9 +41,8 @@ def chosen():
     if names == ["local"]:
         names = list(dict.fromkeys(("baseline", supported_here()[-1])))
     if unknown := [name for name in names if name not in INSTRUCTION_SETS]:
-        raise SystemExit(
-            f"BIGKERN_INSTRUCTION_SETS: unknown {', '.join(unknown)}; one or more of {', '.join(INSTRUCTION_SETS)}, or local"
-        )
+        known = ", ".join(("local", *INSTRUCTION_SETS))
+        raise SystemExit(f"BIGKERN_INSTRUCTION_SETS: {', '.join(unknown)} is none of {known}")
     return names
 
 

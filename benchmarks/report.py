@@ -20,6 +20,7 @@ from bigkern.backends import BACKENDS
 from bigkern.verify import draw, outcome
 from bigkern.verify_cases import ALL_DTYPES, CASES
 
+from . import models
 from .common import RESULTS
 from .suite import SUITES, short_rate, short_share, short_time
 
@@ -212,7 +213,8 @@ def regenerate(text: str) -> str:
 @click.argument("readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), default="README.md")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 where a table is stale.")
 def command(readme, check):
-    """Rewrite the generated tables of README (./README.md) from the ops' declarations and benchmarks/results/.
+    """Rewrite the generated tables of README (./README.md) from the ops' declarations and benchmarks/results/, and
+    benchmarks/results/models.md beside them.
 
     The tables stand between <!-- ops:begin --> and <!-- ops:end -->, and between <!-- results:begin --> and
     <!-- results:end -->.
@@ -230,3 +232,5 @@ def command(readme, check):
         click.echo(f"rewrote the tables of {readme}")
     else:
         click.echo(f"{readme} is up to date")
+    if not check and any(RESULTS.glob("*/models/*.json")):
+        models.TABLE.write_text(models.table())

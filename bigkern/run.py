@@ -58,7 +58,9 @@ def make_trainer(task: Task, settings: dict, path: Path | None) -> Trainer:
     )
 
 
-def run(task: Task, settings: dict, out: Path, resume: bool, compare: bool, console: Console) -> dict:
+def run(
+    task: Task, settings: dict, out: Path, resume: bool, compare: bool, console: Console, recorded_as: str | None = None
+) -> dict:
     """Trains, tests and writes; returns what was measured.
 
     Args:
@@ -67,6 +69,7 @@ def run(task: Task, settings: dict, out: Path, resume: bool, compare: bool, cons
         out: folder of the run.
         resume: go on from the checkpoint there.
         compare: time training steps beside plain PyTorch's, eager and compiled.
+        recorded_as: the command to keep the result under in benchmarks/results/; None: it is not kept there.
 
     Raises:
         bigkern.checkpoint.CheckpointError, bigkern.trainer.Diverged: as their names say.
@@ -77,7 +80,9 @@ def run(task: Task, settings: dict, out: Path, resume: bool, compare: bool, cons
     if resume:
         progress = trainer.resume()
         console.print(f"resumed at epoch {progress.epoch}, step {progress.steps}")
+    start = time.perf_counter()
     _train(task, trainer, settings, console)
+    seconds = time.perf_counter() - start
 
     best = out / "best.safetensors"
     if best.exists():
@@ -96,6 +101,10 @@ def run(task: Task, settings: dict, out: Path, resume: bool, compare: bool, cons
         result["seconds per step"] = time_steps(task, settings)
     checkpoint.write_whole(out / "result.json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
     console.print(result_table(result))
+    if recorded_as:
+        from .benchmarks import models
+
+        models.record(result, task.label or task.name, recorded_as, seconds, trainer.device.type)
     console.print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} in {out}", highlight=False)
     return result
 

@@ -1,6 +1,7 @@
 """`bigkern train`: the models that can be trained from the command line."""
 
 import importlib
+import shlex
 from pathlib import Path
 
 import click
@@ -70,6 +71,7 @@ def common_options(name):
         click.Option(["--device"], help="cpu or cuda.  [default: cuda where there is one]"),
         click.Option(["--resume"], is_flag=True, help="Go on from the checkpoint in --out, to the same losses."),
         click.Option(["--compare"], is_flag=True, help="Time steps beside plain PyTorch, eager and compiled."),
+        click.Option(["--record"], is_flag=True, help="--compare, and keep the result in benchmarks/results/."),
         click.Option(
             ["--out"],
             default=f"runs/{name}",
@@ -90,16 +92,30 @@ def run_task(name, own, values):
     from .trainer import Diverged
 
     settings = {key: value for key, value in values.items() if key not in own}
-    out, resume, compare = (settings.pop(key) for key in ("out", "resume", "compare"))
+    out, resume, compare, record = (settings.pop(key) for key in ("out", "resume", "compare", "record"))
+    command = f"bigkern train {name} {shlex.join(typed_arguments())}".strip() if record else None
     settings["device"] = settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         task = importlib.import_module(f"bigkern.tasks.{name}").make(**{key: values[key] for key in own})
         for key in settings:
             if settings[key] is None and hasattr(task, key):
                 settings[key] = getattr(task, key)
-        run(task, settings, out, resume, compare, Console())
+        run(task, settings, out, resume, compare or record, Console(), command)
     except (CheckpointError, Diverged, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def typed_arguments():
+    """What was typed after the task's name, without what only says where results go."""
+    context = click.get_current_context()
+    kept = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if source is not click.core.ParameterSource.COMMANDLINE or parameter.name in ("out", "record", "compare"):
+            continue
+        value = context.params[parameter.name]
+        kept += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], str(value)]
+    return kept
 
 
 def _require_extras():

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from bigkern.benchmarks import common, gpu, report, roofline, suite
+from bigkern.benchmarks import common, gpu, models, report, roofline, suite
 from click.testing import CliRunner
 
 from bigkern import cli
@@ -284,3 +284,20 @@ def test_roofline_shows_suites_under_their_limits(tmp_path):
     assert roofline.load_records(tmp_path) == [record]
     picture = roofline.write_roofline(tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_table_has_a_line_for_every_recorded_run(tmp_path):
+    result = {"task": "gpt", "parameters": 1234, "test": {"loss": 1.25}, "steps": 7}
+    result["seconds per step"] = {"bigkern": 0.002, "eager": 0.003, "compile": 0.001}
+    folder = tmp_path / "chip" / "models"
+    folder.mkdir(parents=True)
+    record = {"label": "gpt", "command": "bigkern train gpt", "training seconds": 3.0, **result}
+    environment = {"device": "cpu", "processor": "A chip"}
+    (folder / "gpt.json").write_text(json.dumps({**record, "environment": environment}))
+    text = models.table(tmp_path)
+    assert "## A chip" in text
+    assert "| gpt | 1,234 | loss 1.25 | 3 s, 7 steps | 2.00 ms | 1.50x | 0.50x | `bigkern train gpt` |" in text
+
+
+def test_models_table_in_the_repository_is_up_to_date():
+    assert models.TABLE.read_text() == models.table()

@@ -32,6 +32,7 @@ class Task:
         epochs and all below: defaults of the command line.
         items: what the command says of its data, "1,257 images to train on, ...".
         afterwards: called with (model, folder, console) after training: files and samples to look at.
+        label: what a recorded result is called where a task has several forms; "": the name.
     """
 
     name: str
@@ -55,3 +56,4 @@ class Task:
     max_grad_norm: float | None = None
     items: str = ""
     afterwards: Callable | None = None
+    label: str = ""

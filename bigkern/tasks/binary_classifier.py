@@ -47,6 +47,7 @@ def make(*, table=None, made_churn=False, target=None, hidden="64,64", loss="cro
     squared = loss == "squared-error"
     return Task(
         name="binary_classifier",
+        label=f"binary_classifier{'-churn' if made_churn else ''}{'-squared-error' if squared else ''}",
         config={"features": names, "hidden": widths, "loss": loss},
         build=lambda kind: BinaryClassifier(len(names), widths, kind),
         train=parts[0],

@@ -60,6 +60,7 @@ def make(
     )  # fmt: skip
     return Task(
         name="gpt",
+        label="gpt" if form == "gpt2" else "gpt-modern",
         config=vars(config),
         build=lambda kind: GPT(config, kind),
         train=train,

@@ -50,6 +50,7 @@ def _ratings(path, rank):
     best = "" if path else f"; no model can be better than an RMSE of {NOISE}"
     return Task(
         name="recommender",
+        label="recommender-ratings",
         config={"kind": "ratings", **config},
         build=lambda kind: MatrixFactorization(**config, mean=mean, layers=kind),
         train=train,
@@ -77,6 +78,7 @@ def _clicks(rank):
     config = {"categories": [50, 20], "numbers": 3, "rank": rank}
     return Task(
         name="recommender",
+        label="recommender-clicks",
         config={"kind": "clicks", **config},
         build=lambda kind: ClickNetwork(**config, layers=kind),
         train=train,
