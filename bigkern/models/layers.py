@@ -22,6 +22,9 @@ class Ours:
     LayerNorm = nn.LayerNorm
     RMSNorm = nn.RMSNorm
     Embedding = nn.Embedding
+    Conv2dAct = nn.Conv2dAct
+    MaxPool2d = nn.MaxPool2d
+    RNN, LSTM, GRU = nn.RNN, nn.LSTM, nn.GRU
     attention = staticmethod(bigkern.attention)
     binary_cross_entropy_with_logits = staticmethod(bigkern.binary_cross_entropy_with_logits)
     cross_entropy = staticmethod(bigkern.cross_entropy)
@@ -50,6 +53,15 @@ class _PlainLinearAct(torch.nn.Linear):
         return ACTIVATIONS[self.activation](super().forward(input))
 
 
+class _PlainConv2dAct(torch.nn.Conv2d):
+    def __init__(self, *args, activation="relu", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def forward(self, input):
+        return ACTIVATIONS[self.activation](super().forward(input))
+
+
 class Plain:
     """torch.nn and torch.nn.functional."""
 
@@ -59,6 +71,9 @@ class Plain:
     LayerNorm = torch.nn.LayerNorm
     RMSNorm = torch.nn.RMSNorm
     Embedding = torch.nn.Embedding
+    Conv2dAct = _PlainConv2dAct
+    MaxPool2d = torch.nn.MaxPool2d
+    RNN, LSTM, GRU = torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU
     attention = staticmethod(F.scaled_dot_product_attention)
     binary_cross_entropy_with_logits = staticmethod(F.binary_cross_entropy_with_logits)
     cross_entropy = staticmethod(F.cross_entropy)

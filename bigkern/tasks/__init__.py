@@ -11,6 +11,8 @@ import torch
 # name -> what `bigkern train --help` says of it. The order is that of the help.
 TASKS = {
     "binary_classifier": "Yes or no from the columns of a table: breast cancer, or a CSV of yours.",
+    "cnn": "A convolutional network on scikit-learn's handwritten digits.",
+    "recurrent": "The digits read row by row by an RNN, LSTM or GRU, with RMSprop.",
     "vit": "A vision transformer on scikit-learn's handwritten digits.",
     "gpt": "Pre-train a language model on Python's own documentation, or on a text of yours, and let it write.",
     "recommender": "Ratings by matrix factorisation, or clicks by a network; a MovieLens file of yours.",
