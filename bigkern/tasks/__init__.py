@@ -15,6 +15,7 @@ TASKS = {
     "recurrent": "The digits read row by row by an RNN, LSTM or GRU, with RMSprop.",
     "vit": "A vision transformer on scikit-learn's handwritten digits.",
     "gpt": "Pre-train a language model on Python's own documentation, or on a text of yours, and let it write.",
+    "autoencoder": "Digits squeezed through a few numbers and back; --variational draws new ones.",
     "recommender": "Ratings by matrix factorisation, or clicks by a network; a MovieLens file of yours.",
 }
 
