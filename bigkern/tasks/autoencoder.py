@@ -66,7 +66,7 @@ def save_pictures(model, pictures, path):
     figure, axes = pyplot.subplots(len(rows), len(pictures), figsize=(len(pictures), len(rows) * 1.1), squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for place, image in zip(row, images.cpu(), strict=True):
-            place.imshow(image.view(28, 28), cmap="gray", vmin=0, vmax=1)
+            place.imshow(image.view(28, 28).numpy(), cmap="gray", vmin=0, vmax=1)
             place.set_axis_off()
         row[0].set_title(name, loc="left", fontsize=8)
     figure.tight_layout()
