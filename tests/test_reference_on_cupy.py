@@ -87,16 +87,16 @@ def _rng(*shape):
 
 
 EDGES = {
-    "attention of no keys": ("attention", (_rng(1, 2, 3, 4), _rng(1, 2, 0, 4), _rng(1, 2, 0, 5)), (None, None, 0.0, True, 0.5)),
+    "attention of no keys": ("attention", (_rng(1, 2, 3, 4), _rng(1, 2, 0, 4), _rng(1, 2, 0, 5)), (None, None, 0.0, True, 0.5, None, -1, -1)),
     "attention, a fully masked row": (
         "attention",
         (_rng(1, 2, 3, 4), _rng(1, 1, 2, 4), _rng(1, 1, 2, 5)),
-        (np.array([[True, False], [False, False], [True, True]]), None, 0.0, False, 0.5),
+        (np.array([[True, False], [False, False], [True, True]]), None, 0.0, False, 0.5, None, -1, -1),
     ),
     "attention, dropout 1": (
         "attention",
         (_rng(1, 1, 3, 4), _rng(1, 1, 5, 4), _rng(1, 1, 5, 4)),
-        (None, np.array([2**40 + 3, 7]), 0.999, False, 0.5),
+        (None, np.array([2**40 + 3, 7]), 0.999, False, 0.5, None, -1, -1),
     ),
     "cross entropy, all ignored": ("cross_entropy", (_rng(3, 4, 1), np.full((3, 1), -100)), (None, -100, "mean", 0.1)),
     "cross entropy, a weight of 0 and ignored class": (
