@@ -7,7 +7,7 @@ from .tape import Tape
 
 def classifier_loss_and_gradients(parameters, rows, targets, loss="cross_entropy"):
     """(loss, logits [batch], gradients by the parameters' names); loss is "cross_entropy" or "squared_error"."""
-    xp = array_module(parameters)
+    xp = array_module(rows)
     tape = Tape(parameters, len(rows), 1)
     x, ways_back = rows, []
     for i in range(len({name.split(".")[1] for name in parameters if name.startswith("hidden.")})):
