@@ -21,28 +21,39 @@ FUNCTIONS = {
     "broadcast_to": "array shape",
     "clip": "a a_min a_max",
     "concatenate": "tup axis",
+    "einsum": "...",
     "eye": "N M k dtype",
     "full": "shape fill_value dtype",
     "nan_to_num": "x",
     "ones": "shape dtype",
+    "pad": "array pad_width",
     "repeat": "a repeats axis",
+    "resize": "a new_shape",
+    "split": "ary indices_or_sections axis",
     "stack": "tup axis",
+    "tile": "A reps",
     "where": "condition x y",
     "zeros": "shape dtype",
+    "zeros_like": "a dtype",
     "linalg.norm": "x ord axis keepdims",
 }
 # Elementwise functions with their number of operands.
-UFUNCS = {"abs": 1, "exp": 1, "isfinite": 1, "log": 1, "maximum": 2, "minimum": 2, "rint": 1, "sqrt": 1, "tanh": 1}
+UFUNCS = dict.fromkeys("abs cos exp isfinite isnan log log1p rint sin sqrt tanh".split(), 1)
+UFUNCS |= {"maximum": 2, "minimum": 2}
 CREATION = ("arange", "asarray", "eye", "full", "ones", "zeros")
 METHODS = {
+    "any": "axis",
+    "argmax": "axis",
     "astype": "dtype",
     "copy": "",
     "max": "axis out keepdims",
     "mean": "axis dtype out keepdims",
+    "min": "axis out keepdims",
     "reshape": "...",
     "squeeze": "axis",
     "sum": "axis dtype out keepdims",
     "swapaxes": "axis1 axis2",
+    "transpose": "...",
 }
 ATTRIBUTES = ("T", "dtype", "ndim", "shape", "size")
 BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
@@ -61,6 +72,9 @@ class StrictArray:
 
     def get(self):
         return self._values.copy()
+
+    def tolist(self):
+        return self._values.tolist()
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")

@@ -10,7 +10,11 @@ import torch
 
 from bigkern import dispatch, verify
 from bigkern.backends import reference
-from bigkern.reference.models import mlp
+from bigkern.models.binary_classifier import BinaryClassifier
+from bigkern.models.gpt import GPT, MODERN, GPTConfig
+from bigkern.models.recommender import ClickNetwork, MatrixFactorization
+from bigkern.models.vit import ViT, ViTConfig
+from bigkern.reference.models import binary_classifier, gpt, mlp, recommender, vit
 from bigkern.reference.philox import dropout_keep
 from bigkern.registration import KERNELS
 from tests import strict_arrays
@@ -33,14 +37,18 @@ def xp(request, monkeypatch):
 
 
 def copies(xp, value):
-    """An array as one of xp's, each of a list, anything else as it is; nothing shares memory."""
+    """An array as one of xp's, each of a list or dict, anything else as it is; nothing shares memory."""
+    if isinstance(value, dict):
+        return {name: copies(xp, item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [copies(xp, item) for item in value]
     return xp.asarray(value.copy()) if isinstance(value, np.ndarray) else value
 
 
 def assert_same(xp, found, expected):
-    if isinstance(expected, (list, tuple)):
+    if isinstance(expected, dict):
+        assert_same(xp, list(found.items()), list(expected.items()))
+    elif isinstance(expected, (list, tuple)):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert_same(xp, one, other)
@@ -87,16 +95,16 @@ def _rng(*shape):
 
 
 EDGES = {
-    "attention of no keys": ("attention", (_rng(1, 2, 3, 4), _rng(1, 2, 0, 4), _rng(1, 2, 0, 5)), (None, None, 0.0, True, 0.5)),
+    "attention of no keys": ("attention", (_rng(1, 2, 3, 4), _rng(1, 2, 0, 4), _rng(1, 2, 0, 5)), (None, None, 0.0, True, 0.5, None, -1, -1)),
     "attention, a fully masked row": (
         "attention",
         (_rng(1, 2, 3, 4), _rng(1, 1, 2, 4), _rng(1, 1, 2, 5)),
-        (np.array([[True, False], [False, False], [True, True]]), None, 0.0, False, 0.5),
+        (np.array([[True, False], [False, False], [True, True]]), None, 0.0, False, 0.5, None, -1, -1),
     ),
     "attention, dropout 1": (
         "attention",
         (_rng(1, 1, 3, 4), _rng(1, 1, 5, 4), _rng(1, 1, 5, 4)),
-        (None, np.array([2**40 + 3, 7]), 0.999, False, 0.5),
+        (None, np.array([2**40 + 3, 7]), 0.999, False, 0.5, None, -1, -1),
     ),
     "cross entropy, all ignored": ("cross_entropy", (_rng(3, 4, 1), np.full((3, 1), -100)), (None, -100, "mean", 0.1)),
     "cross entropy, a weight of 0 and ignored class": (
@@ -132,7 +140,47 @@ def test_dropout_of_everything_keeps_nothing(xp):
     assert not dropout_keep(rng_state, 1.0, 1, 1, 2, 3).get().any()
 
 
-def test_the_model(xp):
+def _parameters(model):
+    return {name: reference.to_numpy(value) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTConfig(vocabulary=7, context=5, layers=1, heads=2, width=8),
+        GPTConfig(vocabulary=7, context=5, layers=1, heads=2, kv_heads=1, width=8, hidden=6, tied=False, **MODERN),
+    ],
+    ids=["gpt2", "modern"],
+)
+def test_gpt(xp, config):
+    tokens = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]])
+    assert_runs(xp, gpt.gpt_loss_and_gradients, [_parameters(GPT(config)), config, tokens, tokens[::-1]])
+
+
+def test_vit(xp):
+    config = ViTConfig(image=4, patch=2, channels=2, classes=3, layers=1, heads=2, width=8, hidden=6)
+    arguments = [_parameters(ViT(config)), config, _rng(2, 2, 4, 4), np.array([2, 0])]
+    assert_runs(xp, vit.vit_loss_and_gradients, arguments)
+
+
+def test_recommenders(xp):
+    users, items, ratings = np.array([0, 1, 0]), np.array([2, 0, 2]), np.array([3.0, 1.0, 5.0])
+    parameters = _parameters(MatrixFactorization(2, 3, rank=2, mean=2.5))
+    assert_runs(xp, recommender.factorization_loss_and_gradients, [parameters, users, items, ratings])
+    parameters = _parameters(ClickNetwork((2, 3), 2, rank=2, hidden=(4,)))
+    categories, clicks = np.array([[0, 2], [1, 1], [0, 0]]), np.array([1.0, 0.0, 1.0])
+    assert_runs(
+        xp, recommender.click_loss_and_gradients, [parameters, np.array([0, 2]), categories, _rng(3, 2), clicks]
+    )
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_binary_classifier(xp, loss):
+    arguments = [_parameters(BinaryClassifier(3, (4,))), _rng(2, 3), np.array([1.0, 0.0]), loss]
+    assert_runs(xp, binary_classifier.classifier_loss_and_gradients, arguments)
+
+
+def test_the_perceptron(xp):
     weights, biases = [_rng(5, 4), _rng(3, 5)], [_rng(5), _rng(3)]
     input, target = _rng(7, 4), np.arange(7) % 3
     assert_runs(xp, mlp.mlp_backward, [weights, biases, input, target])

@@ -4,6 +4,7 @@ kv_heads, dim]; sequence s owns rows cu_seqlens[s] to cu_seqlens[s + 1]. Each is
 import numpy as np
 
 from . import attention
+from .array_module import array_module
 
 
 def attention_varlen_forward(
@@ -21,8 +22,9 @@ def attention_varlen_forward(
     window_right,
 ):
     """(output [total_q, heads, value_dim], lse [heads, total_q]); zeros and -inf for rows of no sequence"""
-    output = np.zeros((*query.shape[:2], value.shape[2]))
-    lse = np.full((query.shape[1], query.shape[0]), -np.inf)
+    xp = array_module(query)
+    output = xp.zeros((*query.shape[:2], value.shape[2]))
+    lse = xp.full((query.shape[1], query.shape[0]), -np.inf)
     for s, queries, keys in _sequences(cu_seqlens_q, cu_seqlens_k):
         heads_first = (_heads_first(query[queries]), _heads_first(key[keys]), _heads_first(value[keys]))
         slopes = None if alibi_slopes is None else alibi_slopes[s : s + 1]
@@ -51,7 +53,8 @@ def attention_varlen_backward(
     window_right,
 ):
     """(grad_query, grad_key, grad_value); zeros for rows of no sequence"""
-    grads = [np.zeros(tensor.shape) for tensor in (query, key, value)]
+    xp = array_module(grad_output)
+    grads = [xp.zeros(tensor.shape) for tensor in (query, key, value)]
     for s, queries, keys in _sequences(cu_seqlens_q, cu_seqlens_k):
         one_grad_lse = None if grad_lse is None else grad_lse[None, :, queries]
         heads_first = (_heads_first(query[queries]), _heads_first(key[keys]), _heads_first(value[keys]))
@@ -68,8 +71,9 @@ def attention_varlen_backward(
 
 def _sequences(cu_seqlens_q, cu_seqlens_k):
     """(number, its rows of query, its rows of key and value) of each sequence"""
-    for s in range(len(cu_seqlens_q) - 1):
-        yield s, slice(*cu_seqlens_q[s : s + 2]), slice(*cu_seqlens_k[s : s + 2])
+    ends_q, ends_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for s in range(len(ends_q) - 1):
+        yield s, slice(*ends_q[s : s + 2]), slice(*ends_k[s : s + 2])
 
 
 def _heads_first(packed):

@@ -1,6 +1,6 @@
 """Averages over windows of images: input is [batch, channels, height, width]; divisor_override 0 means none."""
 
-import numpy as np
+from .array_module import array_module
 
 
 def avg_pool2d_forward(
@@ -16,10 +16,11 @@ def avg_pool2d_forward(
     divisor_override,
 ):
     """(output,) [batch, channels, out_h, out_w]"""
+    xp = array_module(input)
     height, width = input.shape[2:]
     rows = _windows(height, kernel_h, stride_h, pad_h, ceil_mode, count_include_pad)
     cols = _windows(width, kernel_w, stride_w, pad_w, ceil_mode, count_include_pad)
-    output = np.zeros((*input.shape[:2], len(rows), len(cols)), input.dtype)
+    output = xp.zeros((*input.shape[:2], len(rows), len(cols)), input.dtype)
     for oh, (inside_h, count_h) in enumerate(rows):
         for ow, (inside_w, count_w) in enumerate(cols):
             total = input[:, :, inside_h, inside_w].sum((2, 3))
@@ -42,9 +43,10 @@ def avg_pool2d_backward(
     divisor_override,
 ):
     """(grad_input,) [batch, channels, height, width]"""
+    xp = array_module(grad_output)
     rows = _windows(height, kernel_h, stride_h, pad_h, ceil_mode, count_include_pad)
     cols = _windows(width, kernel_w, stride_w, pad_w, ceil_mode, count_include_pad)
-    grad_input = np.zeros((*grad_output.shape[:2], height, width), grad_output.dtype)
+    grad_input = xp.zeros((*grad_output.shape[:2], height, width), grad_output.dtype)
     for oh, (inside_h, count_h) in enumerate(rows):
         for ow, (inside_w, count_w) in enumerate(cols):
             share = grad_output[:, :, oh, ow] / (divisor_override or count_h * count_w)

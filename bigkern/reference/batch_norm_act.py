@@ -2,12 +2,15 @@
 
 import numpy as np
 
+from .array_module import array_module
+
 
 def batch_norm_act_forward(input, weight, bias, residual, running_mean, running_var, training, eps, activation):
     """(output, mean [channels], var [channels]): of the batch when training, else the running ones."""
+    xp = array_module(input)
     mean, var = _statistics(input) if training else (running_mean, running_var)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        output = (input - mean[:, None]) / np.sqrt(var + eps)[:, None]
+        output = (input - mean[:, None]) / xp.sqrt(var + eps)[:, None]
     if weight is not None:
         output = output * weight[:, None]
     if bias is not None:
@@ -15,7 +18,7 @@ def batch_norm_act_forward(input, weight, bias, residual, running_mean, running_
     if residual is not None:
         output = output + residual
     if activation == "relu":
-        output = np.where(output < 0, 0, output)
+        output = xp.where(output < 0, 0, output)
     return output, mean, var
 
 
@@ -39,12 +42,13 @@ def batch_norm_act_backward(
     output: what the forward returned, where it ended in a ReLU. The batch's statistics are computed afresh, since the
     kernels' may have been rounded.
     """
+    xp = array_module(grad_output)
     if training:
         mean, var = _statistics(input)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        rstd = (1 / np.sqrt(var + eps))[:, None]
+        rstd = (1 / xp.sqrt(var + eps))[:, None]
         normalized = (input - mean[:, None]) * rstd
-        grad = grad_output if output is None else np.where(output <= 0, 0, grad_output)
+        grad = grad_output if output is None else xp.where(output <= 0, 0, grad_output)
         scaled = grad if weight is None else grad * weight[:, None]
         if training:
             count = np.float64(input.shape[0] * input.shape[2])
@@ -54,10 +58,10 @@ def batch_norm_act_backward(
         else:
             grad_input = rstd * scaled
         return (
-            grad_input if needs_input_grad else np.zeros(0),
-            (grad * normalized).sum((0, 2)) if needs_weight_grad else np.zeros(0),
-            grad.sum((0, 2)) if needs_bias_grad else np.zeros(0),
-            grad if needs_residual_grad else np.zeros(0),
+            grad_input if needs_input_grad else xp.zeros(0),
+            (grad * normalized).sum((0, 2)) if needs_weight_grad else xp.zeros(0),
+            grad.sum((0, 2)) if needs_bias_grad else xp.zeros(0),
+            grad if needs_residual_grad else xp.zeros(0),
         )
 
 

@@ -1,13 +1,13 @@
 """Binary cross entropy of logits [batch, elements of a sample]; weights are the vectors that their elements repeat."""
 
-import numpy as np
-
 from . import pointwise_loss
+from .array_module import array_module
 
 
 def _softplus(x):
     """log(1 + exp(x))"""
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    xp = array_module(x)
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def binary_cross_entropy_with_logits_forward(input, target, weight, pos_weight, reduction):
@@ -21,8 +21,9 @@ def binary_cross_entropy_with_logits_backward(
     grad_loss, input, target, weight, pos_weight, reduction, needs_target_grad
 ):
     """(gradient of input, of target or [0])"""
+    xp = array_module(grad_loss)
     weight, pos_weight = (pointwise_loss.repeated(w, input) for w in (weight, pos_weight))
-    sigmoid_of_minus = np.exp(-_softplus(input))
+    sigmoid_of_minus = xp.exp(-_softplus(input))
     slopes = (
         weight * ((1 - target) - (1 + (pos_weight - 1) * target) * sigmoid_of_minus),
         weight * ((pos_weight - 1) * _softplus(-input) - input),

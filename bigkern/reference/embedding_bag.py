@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .array_module import array_module
 from .embedding import check_rows
 
 
@@ -12,10 +13,11 @@ def embedding_bag_forward(
 
     Rows that are padding_idx count for nothing. An empty bag gives 0, and -1 for a winning row.
     """
+    xp = array_module(input)
     check_rows("embedding_bag", input, len(weight))
     bags, columns = len(offsets) - include_last_offset, weight.shape[1]
-    output, sizes = np.zeros((bags, columns), weight.dtype), np.zeros(bags, np.int64)
-    winners = np.full((bags, columns), -1)
+    output, sizes = xp.zeros((bags, columns), weight.dtype), xp.zeros(bags, np.int64)
+    winners = xp.full((bags, columns), -1)
     for bag, places in enumerate(_places(input, offsets, padding_idx, include_last_offset)):
         sizes[bag] = len(places)
         rows = weight[input[places]]
@@ -26,7 +28,7 @@ def embedding_bag_forward(
             winners[bag] = input[places][rows.argmax(0)]
         elif len(places):
             output[bag] = rows.sum(0) if mode == "sum" else rows.sum(0) / len(places)
-    return output, sizes, winners if mode == "max" else np.zeros(0, np.int64)
+    return output, sizes, winners if mode == "max" else xp.zeros(0, np.int64)
 
 
 def embedding_bag_backward(
@@ -45,31 +47,33 @@ def embedding_bag_backward(
     needs_per_sample_weights_grad,
 ):
     """(grad_weight, grad_per_sample_weights [count]); each has 0 elements unless it is needed."""
+    xp = array_module(grad_output)
     check_rows("embedding_bag", input, len(weight))
-    grad_weight, grad_samples = np.zeros_like(weight), np.zeros(len(input), weight.dtype)
-    frequency = np.bincount(input, minlength=len(weight))
+    grad_weight, grad_samples = xp.zeros_like(weight), xp.zeros(len(input), weight.dtype)
     for bag, places in enumerate(_places(input, offsets, padding_idx, include_last_offset)):
         grad = grad_output[bag]
         if mode == "max":
-            for column, row in enumerate(max_indices[bag]):
+            for column, row in enumerate(max_indices[bag].tolist()):
                 if row >= 0:
                     grad_weight[row, column] += grad[column]
             continue
-        for place in places:
-            row = input[place]
+        for place in places.tolist():
+            row = int(input[place])
             grad_samples[place] = grad @ weight[row]
             sample = 1 if per_sample_weights is None else per_sample_weights[place]
             share = grad * sample / (len(places) if mode == "mean" else 1)
-            grad_weight[row] += share / frequency[row] if scale_grad_by_freq else share
+            grad_weight[row] += share / (input == row).sum() if scale_grad_by_freq else share
     return (
-        grad_weight if needs_weight_grad else np.zeros(0),
-        grad_samples if needs_per_sample_weights_grad else np.zeros(0),
+        grad_weight if needs_weight_grad else xp.zeros(0),
+        grad_samples if needs_per_sample_weights_grad else xp.zeros(0),
     )
 
 
 def _places(input, offsets, padding_idx, include_last_offset):
     """For each bag, the places in input that count."""
-    ends = list(offsets[1:]) if include_last_offset else [*offsets[1:], len(input)]
-    for begin, end in zip(offsets, ends, strict=False):
-        places = np.arange(begin, end)
+    xp = array_module(input)
+    begins = offsets.tolist()
+    ends = begins[1:] if include_last_offset else [*begins[1:], len(input)]
+    for begin, end in zip(begins, ends, strict=False):
+        places = xp.arange(begin, end)
         yield places[input[places] != padding_idx]

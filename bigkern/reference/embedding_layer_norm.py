@@ -1,7 +1,6 @@
 """BERT's three embeddings, added, normalized and dropped out: the index vectors are [rows], the tables [*, columns]."""
 
-import numpy as np
-
+from .array_module import array_module
 from .embedding import check_rows, embedding_backward
 from .layer_norm import layer_norm_backward, layer_norm_forward
 from .philox import dropout_keep_rows
@@ -50,12 +49,13 @@ def embedding_layer_norm_backward(
 
     Each has 0 elements unless it is needed.
     """
+    xp = array_module(grad_output)
     total = _sum(input, word_weight, position_ids, position_weight, token_type_ids, token_type_weight)
     grad_output = grad_output * _dropout_weight(rng_state, dropout_p, grad_output.shape)
     needs = (needs_table_grads, needs_weight_grad, needs_bias_grad)
     gradient, *grads = layer_norm_backward(grad_output, total, weight, bias, mean, rstd, *needs)
     if not needs_table_grads:
-        return *(np.zeros(0) for _ in range(3)), *grads
+        return *(xp.zeros(0) for _ in range(3)), *grads
     return (
         *embedding_backward(gradient, input, len(word_weight), padding_idx, False),
         *embedding_backward(gradient, position_ids, len(position_weight), -1, False),

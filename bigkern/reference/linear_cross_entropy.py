@@ -3,9 +3,8 @@
 input [N, K], linear_weight [C, K], linear_bias [C] or None, target [N], weight [C] or None.
 """
 
-import numpy as np
-
 from . import cross_entropy
+from .array_module import array_module
 
 
 def _logits(input, linear_weight, linear_bias):
@@ -27,11 +26,12 @@ def linear_cross_entropy_forward(
     needs_bias_grad,
 ):
     """(loss [N] or [], and its gradients as linear_cross_entropy_backward gives them)"""
+    xp = array_module(input)
     options = (ignore_index, reduction, label_smoothing)
     logits = _logits(input, linear_weight, linear_bias)
     loss, _, _ = cross_entropy.cross_entropy_forward(logits, target[:, None], weight, *options)
     needs = (needs_input_grad, needs_weight_grad, needs_bias_grad)
-    grad_loss = np.ones(target.shape if reduction == "none" else ())
+    grad_loss = xp.ones(target.shape if reduction == "none" else ())
     grads = linear_cross_entropy_backward(
         grad_loss, input, linear_weight, linear_bias, target, weight, *options, *needs
     )
@@ -53,6 +53,7 @@ def linear_cross_entropy_backward(
     needs_bias_grad,
 ):
     """(gradient of input [N, K], of linear_weight [C, K], of linear_bias [C]); [0] where one is not asked for."""
+    xp = array_module(grad_loss)
     options = (ignore_index, reduction, label_smoothing)
     logits = _logits(input, linear_weight, linear_bias)
     _, lse, total_weight = cross_entropy.cross_entropy_forward(logits, target[:, None], weight, *options)
@@ -60,7 +61,7 @@ def linear_cross_entropy_backward(
     saved = (logits, target[:, None], weight, lse, total_weight)
     grad_logits = cross_entropy.cross_entropy_backward(grad_loss, *saved, *options, False)[0][:, :, 0]
     return (
-        grad_logits @ linear_weight if needs_input_grad else np.zeros(0),
-        grad_logits.T @ input if needs_weight_grad else np.zeros(0),
-        grad_logits.sum(0) if needs_bias_grad else np.zeros(0),
+        grad_logits @ linear_weight if needs_input_grad else xp.zeros(0),
+        grad_logits.T @ input if needs_weight_grad else xp.zeros(0),
+        grad_logits.sum(0) if needs_bias_grad else xp.zeros(0),
     )

@@ -1,11 +1,12 @@
 """What the oracles of lstm, gru and rnn share."""
 
-import numpy as np
+from .array_module import array_module
 
 
 def sigmoid(x):
-    decay = np.exp(-np.abs(x))  # neither end overflows, and small results keep their digits
-    return np.where(x < 0, decay, 1) / (1 + decay)
+    xp = array_module(x)
+    decay = xp.exp(-xp.abs(x))  # neither end overflows, and small results keep their digits
+    return xp.where(x < 0, decay, 1) / (1 + decay)
 
 
 def times(length, reverse):
@@ -15,4 +16,5 @@ def times(length, reverse):
 
 def active(lengths, time, state):
     """[batch, 1]: which sequences reach `time`."""
-    return np.full((state.shape[0], 1), True) if lengths is None else (time < lengths)[:, None]
+    xp = array_module(state)
+    return xp.full((state.shape[0], 1), True) if lengths is None else (time < lengths)[:, None]

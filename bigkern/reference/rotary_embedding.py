@@ -19,7 +19,7 @@ def _rotate(input, cos, sin, position_ids, offset, interleaved):
     )
     for b in range(batch):
         for s in range(length):
-            position = offset + s if position_ids is None else position_ids[b, s]
+            position = offset + s if position_ids is None else int(position_ids[b, s])
             if not 0 <= position < cos.shape[1]:
                 raise IndexError(
                     f"rotary_embedding: position {position} is out of range for cos and sin of {cos.shape[1]} positions"

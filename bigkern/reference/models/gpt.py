@@ -1,8 +1,8 @@
 """The GPT of bigkern.models.gpt in NumPy, forward and backward, from the reference ops."""
 
-import numpy as np
-
+from ..array_module import array_module
 from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
+from ..embedding import embedding_backward
 from .tape import Tape
 
 
@@ -15,12 +15,13 @@ def gpt_loss_and_gradients(parameters, config, tokens, targets):
         config: has the fields of bigkern.models.gpt.GPTConfig.
         tokens, targets: int [batch, length].
     """
+    xp = array_module(tokens)
     batch, length = tokens.shape
     tape = Tape(parameters, batch, length, config.eps)
     tokens = tokens.reshape(-1)
     x = parameters["tokens.weight"][tokens]
     if config.positions == "learned":
-        x = x + np.tile(parameters["positions.weight"][:length], (batch, 1))
+        x = x + xp.tile(parameters["positions.weight"][:length], (batch, 1))
     x, back_blocks = tape.pre_norm_blocks(
         x,
         config.layers,
@@ -35,9 +36,9 @@ def gpt_loss_and_gradients(parameters, config, tokens, targets):
 
     rows = logits[:, :, None], targets.reshape(-1, 1), None
     loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
-    grad_logits, _ = cross_entropy_backward(np.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
+    grad_logits, _ = cross_entropy_backward(xp.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
     grad = back_blocks(back_norm(back_output(grad_logits[:, :, 0])))
-    np.add.at(tape.gradients["tokens.weight"], tokens, grad)
+    tape.gradients["tokens.weight"] += embedding_backward(grad, tokens, len(parameters["tokens.weight"]), -1, False)[0]
     if config.positions == "learned":
         tape.gradients["positions.weight"][:length] += grad.reshape(batch, length, -1).sum(0)
     return loss, logits, tape.gradients

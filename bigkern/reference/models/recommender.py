@@ -1,7 +1,7 @@
 """The recommenders of bigkern.models.recommender in NumPy, forward and backward, from the reference ops."""
 
-import numpy as np
-
+from ..array_module import array_module
+from ..embedding import embedding_backward
 from .tape import Tape
 
 
@@ -12,20 +12,26 @@ def factorization_loss_and_gradients(parameters, users, items, ratings):
     predicted = parameters["mean"] + biases + (user_vectors * item_vectors).sum(1)
     error = predicted - ratings
     grad = 2 * error / len(ratings)
-    gradients = {name: np.zeros_like(value) for name, value in parameters.items() if name != "mean"}
-    np.add.at(gradients["user_vectors.weight"], users, grad[:, None] * item_vectors)
-    np.add.at(gradients["item_vectors.weight"], items, grad[:, None] * user_vectors)
-    np.add.at(gradients["user_biases.weight"], (users, 0), grad)
-    np.add.at(gradients["item_biases.weight"], (items, 0), grad)
+    of_vectors = {
+        "user_vectors.weight": (users, grad[:, None] * item_vectors),
+        "item_vectors.weight": (items, grad[:, None] * user_vectors),
+        "user_biases.weight": (users, grad[:, None]),
+        "item_biases.weight": (items, grad[:, None]),
+    }
+    gradients = {
+        name: embedding_backward(of_rows, rows, len(parameters[name]), -1, False)[0]
+        for name, (rows, of_rows) in of_vectors.items()
+    }
     return (error**2).mean(), predicted, gradients
 
 
 def click_loss_and_gradients(parameters, starts, categories, numbers, clicks):
     """(mean binary cross-entropy, logits [batch], gradients by the parameters' names); starts: see ClickNetwork."""
+    xp = array_module(numbers)
     tape = Tape(parameters, len(clicks), 1)
     places = categories + starts
     vectors = parameters["vectors.weight"][places]
-    x = np.concatenate((vectors.reshape(len(clicks), -1), numbers), axis=1)
+    x = xp.concatenate((vectors.reshape(len(clicks), -1), numbers), axis=1)
     ways_back = []
     hidden = len({name.split(".")[1] for name in parameters if name.startswith("perceptron.")})
     for i in range(hidden):
@@ -33,10 +39,11 @@ def click_loss_and_gradients(parameters, starts, categories, numbers, clicks):
         ways_back.append(back)
     logits, back_output = tape.linear(x, "output")
     logits = logits[:, 0]
-    loss = (np.maximum(logits, 0) - logits * clicks + np.log1p(np.exp(-np.abs(logits)))).mean()
-    grad = back_output(((1 / (1 + np.exp(-logits)) - clicks) / len(clicks))[:, None])
+    loss = (xp.maximum(logits, 0) - logits * clicks + xp.log1p(xp.exp(-xp.abs(logits)))).mean()
+    grad = back_output(((1 / (1 + xp.exp(-logits)) - clicks) / len(clicks))[:, None])
     for back in reversed(ways_back):
         grad = back(grad)
-    width = vectors[0].size
-    np.add.at(tape.gradients["vectors.weight"], places, grad[:, :width].reshape(vectors.shape))
+    table, width = parameters["vectors.weight"], vectors[0].size
+    of_rows = grad[:, :width].reshape(-1, table.shape[1])
+    tape.gradients["vectors.weight"] += embedding_backward(of_rows, places.reshape(-1), len(table), -1, False)[0]
     return loss, logits, tape.gradients

@@ -3,8 +3,7 @@
 Parameters are a dict with the names of the model's state_dict; `gradients` fills up under the same names.
 """
 
-import numpy as np
-
+from ..array_module import array_module
 from ..attention import attention_backward, attention_forward
 from ..layer_norm import layer_norm_backward, layer_norm_forward
 from ..linear_act import linear_act_backward, linear_act_forward
@@ -15,8 +14,9 @@ class Tape:
     """One forward pass of a model; x are matrices [batch * length, width]. Each method returns (output, way back)."""
 
     def __init__(self, parameters, batch, length, eps=1e-5):
+        xp = array_module(*parameters.values())
         self.parameters, self.batch, self.length, self.eps = parameters, batch, length, eps
-        self.gradients = {name: np.zeros_like(value) for name, value in parameters.items()}
+        self.gradients = {name: xp.zeros_like(value) for name, value in parameters.items()}
 
     def linear(self, x, name, activation="none"):
         weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
@@ -55,13 +55,14 @@ class Tape:
         return output, back
 
     def attention(self, x, name, heads, kv_heads=None, causal=False, attn_mask=None, rotary_base=None):
+        xp = array_module(x)
         kv_heads, head = kv_heads or heads, x.shape[1] // heads
         packed, back_qkv = self.linear(x, f"{name}.qkv")
         by_head = packed.reshape(self.batch, self.length, heads + 2 * kv_heads, head).swapaxes(1, 2)
-        query, key, value = np.split(by_head, (heads, heads + kv_heads), axis=1)
+        query, key, value = xp.split(by_head, (heads, heads + kv_heads), axis=1)
         if rotary_base:
             query, key = rotate(query, rotary_base), rotate(key, rotary_base)
-        options = (None, 0.0, causal, head**-0.5)
+        options = (None, 0.0, causal, head**-0.5, None, -1, -1)
         mixed, lse = attention_forward(query, key, value, attn_mask, *options)
         output, back_out = self.linear(mixed.swapaxes(1, 2).reshape(x.shape), f"{name}.out")
 
@@ -71,7 +72,7 @@ class Tape:
             grads = attention_backward(grad_mixed, None, *saved, *options, False)[:3]
             if rotary_base:
                 grads = (*(rotate(grad, rotary_base, -1) for grad in grads[:2]), grads[2])
-            return back_qkv(np.concatenate(grads, axis=1).swapaxes(1, 2).reshape(packed.shape))
+            return back_qkv(xp.concatenate(grads, axis=1).swapaxes(1, 2).reshape(packed.shape))
 
         return output, back
 
@@ -113,8 +114,9 @@ class Tape:
 
 def rotate(x, base, direction=1):
     """The rotary embedding of x [batch, heads, length, head]; its inverse, which is its gradient, for direction -1."""
+    xp = array_module(x)
     half = x.shape[-1] // 2
-    angles = np.arange(x.shape[2])[:, None] * base ** -(np.arange(half) / half)
-    cos, sin = np.cos(angles), direction * np.sin(angles)
+    angles = xp.arange(x.shape[2])[:, None] * base ** -(xp.arange(half) / half)
+    cos, sin = xp.cos(angles), direction * xp.sin(angles)
     first, second = x[..., :half], x[..., half:]
-    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    return xp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)

@@ -1,7 +1,6 @@
 """The vision transformer of bigkern.models.vit in NumPy, forward and backward, from the reference ops."""
 
-import numpy as np
-
+from ..array_module import array_module
 from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
 from .tape import Tape
 
@@ -14,13 +13,14 @@ def vit_loss_and_gradients(parameters, config, images, targets):
         config: has the fields of bigkern.models.vit.ViTConfig.
         images: [batch, channels, image, image]; targets: int [batch].
     """
+    xp = array_module(images)
     batch, side = len(images), config.image // config.patch
     tape = Tape(parameters, batch, side * side + 1, config.eps)
     tiles = images.reshape(batch, config.channels, side, config.patch, side, config.patch)
     pixels = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(batch * side * side, -1)
     embedded, back_patches = tape.linear(pixels, "patches")
-    class_token = np.broadcast_to(parameters["class_token"], (batch, 1, config.width))
-    tokens = np.concatenate((class_token, embedded.reshape(batch, side * side, config.width)), axis=1)
+    class_token = xp.broadcast_to(parameters["class_token"], (batch, 1, config.width))
+    tokens = xp.concatenate((class_token, embedded.reshape(batch, side * side, config.width)), axis=1)
     x = (tokens + parameters["positions"]).reshape(-1, config.width)
     x, back_blocks = tape.pre_norm_blocks(x, config.layers, "gelu", heads=config.heads)
     normed, back_norm = tape.norm(x, "norm")
@@ -29,8 +29,8 @@ def vit_loss_and_gradients(parameters, config, images, targets):
 
     rows = logits[:, :, None], targets.reshape(-1, 1), None
     loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
-    grad_logits, _ = cross_entropy_backward(np.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
-    grad_normed = np.zeros((batch, side * side + 1, config.width))
+    grad_logits, _ = cross_entropy_backward(xp.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
+    grad_normed = xp.zeros((batch, side * side + 1, config.width))
     grad_normed[:, 0] = back_head(grad_logits[:, :, 0])
     grad = back_blocks(back_norm(grad_normed.reshape(normed.shape))).reshape(tokens.shape)
     tape.gradients["positions"] += grad.sum(0, keepdims=True)
