@@ -300,3 +300,31 @@ def test_worked_example_of_the_mission_documents(place):
         output, lse = bigkern.attention_with_lse(query, key, value)
     assert output.tolist() == [[7.0, 8.0, 9.0]]
     assert lse.item() == pytest.approx(32 / 3**0.5, rel=1e-6)
+
+
+def test_queries_with_few_keys_stay_within_the_policy_on_every_draw(place):
+    """There one key has most of the weight, and the two terms of its score's gradient cancel to nearly nothing."""
+    if place.backend != "cpu":
+        return
+    case = Case(batch=200, heads=2, kv_heads=1, head_dim=24, value_dim=40, is_causal=True)
+    inputs = case.inputs(torch.float32, place.device)
+    grad_output = torch.randn(*inputs[0].shape[:3], 40, device=place.device)
+    actual = run(place, inputs, grad_output, None, is_causal=True, enable_gqa=True)
+    expected, _ = oracle(inputs, grad_output, None, True, case.scale_or_default())
+    from_torch = torch_answer(inputs, grad_output, None, True, case.scale_or_default())
+    for name, *results in list(zip(NAMES, actual, expected, from_torch, strict=True))[:5]:
+        for draw, (ours, right, theirs) in enumerate(zip(*results, strict=True)):
+            assert_within_policy(ours, right, theirs, what=f"draw {draw} {name}")
+
+
+def test_a_query_that_sees_one_key_alone_has_no_gradient(place):
+    """Its softmax is constant; with more keys than one tile holds, delta comes from output."""
+    if place.backend != "cpu":
+        return
+    for dtype in (torch.float32, torch.float64):
+        inputs = Case(len_q=50, len_k=300, head_dim=24, value_dim=40).inputs(dtype, place.device)[:3]
+        mask = torch.nn.functional.one_hot(torch.randint(300, (50,)), 300).bool().to(place.device)
+        grad_output = torch.randn(2, 2, 50, 40, dtype=dtype, device=place.device)
+        _, _, grad_query, grad_key, *_ = run(place, (*inputs, mask), grad_output, None)
+        assert not grad_query.any()
+        assert not grad_key.any()

@@ -15,7 +15,7 @@ def _inputs():
     return {
         "query": torch.randn(STARTS_Q[-1] + 2, 4, 24),
         "key": torch.randn(STARTS_K[-1], 2, 24),
-        "value": torch.randn(STARTS_K[-1], 2, 24),
+        "value": torch.randn(STARTS_K[-1], 2, 40),
     }
 
 
@@ -39,7 +39,7 @@ def _theirs(is_causal):
             one = (tensor.transpose(0, 1)[None] for tensor in (query[rows], key[keys], value[keys]))
             output = F.scaled_dot_product_attention(*one, is_causal=is_causal, enable_gqa=True)
             outputs.append(output[0].transpose(0, 1))
-        outputs.append(query.new_zeros(len(query) - STARTS_Q[-1], 4, 24))
+        outputs.append(query.new_zeros(len(query) - STARTS_Q[-1], 4, 40))
         return torch.cat(outputs)
 
     return call

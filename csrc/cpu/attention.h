@@ -113,6 +113,10 @@ struct Tile {
   bool hides_future_keys() const { return k0 + keys - 1 > q0 + window.right; }
   bool hides_past_keys() const { return k0 < q0 + queries - 1 - window.left; }
   bool has_hidden_keys() const { return hides_future_keys() || hides_past_keys(); }
+  // True where its queries see no key outside of it.
+  bool has_all_keys(int64_t len_k) const {
+    return k0 <= std::max<int64_t>(0, q0 - window.left) && window.end_key(q0 + queries, len_k) <= k0 + keys;
+  }
 };
 
 // Runs body(i) over all vectors of queries of one row.

@@ -112,8 +112,7 @@ class Backward : Arguments {
       return data + b * tensor.strides[0] + h * tensor.strides[1] + row * tensor.strides[2];
     };
     prepare_rows(grads, matrix<T>(output, b, h).rows_from(row, real_rows), rows_of(lse), lse.strides[2],
-                 grad_lse.defined() ? rows_of(grad_lse) : nullptr, grad_lse.strides[2], target.lse + row,
-                 target.delta + row);
+                 grad_lse.defined() ? rows_of(grad_lse) : nullptr, grad_lse.strides[2], row, target);
   }
 
   Tile tile_at(int64_t head, int64_t g, int64_t block_q) const {

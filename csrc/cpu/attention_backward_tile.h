@@ -11,7 +11,7 @@ template <class E, class A = acc_t<E>>
 struct PackedQueries {
   E *query_transposed, *grad_output_transposed;  // of one block of queries after the other
   E *query, *grad_output;                        // depth panels
-  A *lse, *delta;
+  A *lse, *delta, *grad_lse;
 
   PackedQueries(Cutter& cutter, const Sizes& sizes)
       : query_transposed(cutter.take<E>(sizes.blocks_q() * transposed_panels_size<E>(kBlockQ, sizes.head_dim))),
@@ -19,7 +19,8 @@ struct PackedQueries {
         query(cutter.take<E>(depth_panels_size<E>(sizes.padded_q(), sizes.head_dim))),
         grad_output(cutter.take<E>(depth_panels_size<E>(sizes.padded_q(), sizes.value_dim))),
         lse(cutter.take<A>(sizes.blocks_q() * kBlockQ)),
-        delta(cutter.take<A>(sizes.blocks_q() * kBlockQ)) {}
+        delta(cutter.take<A>(sizes.blocks_q() * kBlockQ)),
+        grad_lse(cutter.take<A>(sizes.blocks_q() * kBlockQ)) {}
 };
 
 // One kv head and the query heads that share it.
@@ -91,15 +92,38 @@ void accumulate_over_queries(const Tile& tile, const E* weights, const E* b, int
   });
 }
 
+// For one vector of queries whose keys all lie in this tile: scores become weights, and delta is what these weights
+// say. Then the rounding of grad_output V^T cancels where one key has most of the weight, which it does not against
+// rowsum(grad_output * output).
+template <class E, class A = acc_t<E>>
+vec<A> delta_of_whole_rows(const Tile& tile, int64_t i, vec<A> lse, bool dropout, const BackwardScratch<E>& scratch) {
+  vec<A> total = {}, sum = {};
+  for (int64_t key = 0; key < tile.keys; ++key) {
+    int64_t at = key * kBlockQ + i;
+    vec<A> weight = exp_of_shifted(load(scratch.weights + at) - lse);
+    store(scratch.weights + at, weight);
+    vec<A> product = weight * load(scratch.grad_scores + at);
+    if (dropout) product *= load(scratch.factors + at);
+    total += weight;
+    // Where a window hides part of a tile nobody has written the gradient of its weights.
+    sum += select(weight == A(0), vec<A>{}, product);
+  }
+  // The weights carry the rounding of lse, and do not sum to 1.
+  return select(total == A(0), vec<A>{}, sum / total);
+}
+
 // For one vector of queries: scores become weights, gradients of weights become gradients of scores, and both become
 // operands.
 template <class E, class A = acc_t<E>>
-void differentiate_softmax(const Tile& tile, int64_t i, vec<A> lse, vec<A> delta, bool dropout, bool keep_grad_scores,
-                           const BackwardScratch<E>& scratch) {
+void differentiate_softmax(const Tile& tile, int64_t i, bool whole_rows, const PackedQueries<E>& queries, bool dropout,
+                           bool keep_grad_scores, const BackwardScratch<E>& scratch) {
   bool partly_hidden = tile.has_hidden_keys();
+  vec<A> lse = load(queries.lse + tile.q0 + i), delta = load(queries.delta + tile.q0 + i);
+  if (whole_rows) delta = delta_of_whole_rows<E>(tile, i, lse, dropout, scratch) - load(queries.grad_lse + tile.q0 + i);
   auto differentiate = [&](int64_t key, vec<A>& weight, vec<A>& grad_score) {
     int64_t at = key * kBlockQ + i;
-    weight = exp_of_shifted(load(scratch.weights + at) - lse);
+    weight = load(scratch.weights + at);
+    if (!whole_rows) weight = exp_of_shifted(weight - lse);
     vec<A> grad_weight = load(scratch.grad_scores + at);
     if (dropout) grad_weight *= load(scratch.factors + at);
     grad_score = weight * (grad_weight - delta);
@@ -155,28 +179,49 @@ void differentiate_tile(const Tile& tile, const Sizes& sizes, const PackedHead<E
                               A(1), scratch.grad_scores);
   apply_mask(tile, attn_mask, scratch.weights);
   if (dropout.active) dropout_factors(tile, dropout, scratch.factors);
+  bool whole_rows = tile.has_all_keys(sizes.len_k);
   over_query_vectors<A>(tile, [&](int64_t i) {
-    differentiate_softmax<E>(tile, i, load(queries.lse + tile.q0 + i), load(queries.delta + tile.q0 + i),
-                             dropout.active, keep_grad_scores, scratch);
+    differentiate_softmax<E>(tile, i, whole_rows, queries, dropout.active, keep_grad_scores, scratch);
   });
 }
 
-// Rows of one query head: lse and delta, in which a query without visible keys has weights and gradients of 0.
+// sums[lane] = rowsum(a * b) of row `row + lane`, added up column by column as multiply_tile does: where a query sees
+// one key alone, this is its grad_output V^T to the last bit.
 template <class T, class A = acc_t<T>>
-void prepare_rows(const MatrixView<const T>& grad_output, const MatrixView<const T>& output, const A* lse,
-                  int64_t lse_stride, const A* grad_lse, int64_t grad_lse_stride, A* lse_out, A* delta_out) {
-  constexpr A kInfinity = std::numeric_limits<A>::infinity();
-  for (int64_t row = 0; row < kBlockQ; ++row) {
-    A row_lse = row < output.rows ? lse[row * lse_stride] : kInfinity, delta = 0;
-    if (row_lse == -kInfinity) row_lse = kInfinity;
-    if (row_lse != kInfinity) {
-      vec<A> sums = {};
-      for (int64_t col = 0; col < output.cols; col += lanes<A>)
-        sums += load_row(grad_output, row, col) * load_row(output, row, col);
-      delta = reduce_add(sums) - (grad_lse ? grad_lse[row * grad_lse_stride] : A(0));
+vec<A> products_of_rows(const MatrixView<const T>& a, const MatrixView<const T>& b, int64_t row) {
+  constexpr int kLanes = lanes<A>;
+  vec<A> sums = {};
+  for (int64_t col = 0; col < a.cols; col += kLanes) {
+    vec<A> a_block[kLanes], b_block[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      a_block[lane] = load_row(a, row + lane, col);
+      b_block[lane] = load_row(b, row + lane, col);
     }
-    lse_out[row] = row_lse;
-    delta_out[row] = delta;
+    transpose(a_block);
+    transpose(b_block);
+    int64_t count = std::min<int64_t>(kLanes, a.cols - col);
+    for (int64_t k = 0; k < count; ++k) sums += a_block[k] * b_block[k];
+  }
+  return sums;
+}
+
+// Rows of one query head, of which one without visible keys has weights and gradients of 0.
+template <class T, class E, class A = acc_t<T>>
+void prepare_rows(const MatrixView<const T>& grad_output, const MatrixView<const T>& output, const A* lse,
+                  int64_t lse_stride, const A* grad_lse, int64_t grad_lse_stride, int64_t first_row,
+                  const PackedQueries<E>& target) {
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  for (int64_t first = 0; first < kBlockQ; first += lanes<A>) {
+    vec<A> products = products_of_rows(grad_output, output, first);
+    for (int lane = 0; lane < lanes<A>; ++lane) {
+      int64_t row = first + lane;
+      A row_lse = row < output.rows ? lse[row * lse_stride] : kInfinity;
+      bool sees_keys = std::abs(row_lse) != kInfinity;
+      A row_grad_lse = sees_keys && grad_lse ? grad_lse[row * grad_lse_stride] : A(0);
+      target.lse[first_row + row] = sees_keys ? row_lse : kInfinity;
+      target.delta[first_row + row] = sees_keys ? products[lane] - row_grad_lse : A(0);
+      target.grad_lse[first_row + row] = row_grad_lse;
+    }
   }
 }
 
