@@ -5,8 +5,9 @@ import math
 import triton
 import triton.language as tl
 
-from ..multi_tensor import count_steps
-from ..tensor_lists import on_host
+from bigkern.multi_tensor import count_steps
+from bigkern.tensor_lists import on_host
+
 from .common import COMPILE_OPTIONS
 from .multi_tensor import (
     STATE,

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tensor_lists import BLOCK, Aligned, address_table, groups_of, plan_for
+from bigkern.tensor_lists import BLOCK, Aligned, address_table, groups_of, plan_for
+
 from .common import on_device_of
 
 NUM_WARPS = 8

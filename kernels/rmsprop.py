@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from ..multi_tensor import count_steps
+from bigkern.multi_tensor import count_steps
+
 from .common import COMPILE_OPTIONS
 from .multi_tensor import (
     STATE,
