@@ -94,6 +94,7 @@ def _rng(*shape):
     return np.random.default_rng(3).standard_normal(shape)
 
 
+# Name -> (the op, whose forward pass it is unless another function is named; its arrays; the rest of its arguments).
 EDGES = {
     "attention of no keys": ("attention", (_rng(1, 2, 3, 4), _rng(1, 2, 0, 4), _rng(1, 2, 0, 5)), (None, None, 0.0, True, 0.5, None, -1, -1)),
     "attention, a fully masked row": (
@@ -106,6 +107,26 @@ EDGES = {
         (_rng(1, 1, 3, 4), _rng(1, 1, 5, 4), _rng(1, 1, 5, 4)),
         (None, np.array([2**40 + 3, 7]), 0.999, False, 0.5, None, -1, -1),
     ),
+    "attention, the gradient of lse": (
+        "attention.attention_backward",
+        (_rng(1, 2, 3, 5), _rng(1, 2, 3), _rng(1, 2, 3, 4), _rng(1, 1, 3, 4), _rng(1, 1, 3, 5)),
+        (None, None, None, None, 0.0, True, 0.5, None, -1, -1, False),
+    ),
+    "attention_decode, slopes and a window that hides every key of one query": (
+        "attention_decode",
+        (_rng(2, 2, 3, 4), _rng(2, 1, 6, 4), _rng(2, 1, 6, 5), np.array([2, 6], np.int32)),
+        (None, None, None, np.array([[0.5, 0.25], [0.125, 1.0]]), 0.5, 2, 0),
+    ),
+    "attention_decode, rows that become int8": (
+        "attention_decode.cache_append_step",
+        ([np.zeros((2, 1, 4, 3), np.int8) for _ in "kv"], [np.zeros((2, 1, 4), np.float32) for _ in "kv"]),
+        (
+            np.array([[[[0.0, 0, 0], [1, -2, 3]]], [[[np.nan, 1, 2], [np.inf, 1, 2]]]]),
+            _rng(2, 1, 2, 3),
+            np.array([1, 2], np.int32),
+            None,
+        ),
+    ),
     "cross entropy, all ignored": ("cross_entropy", (_rng(3, 4, 1), np.full((3, 1), -100)), (None, -100, "mean", 0.1)),
     "cross entropy, a weight of 0 and ignored class": (
         "cross_entropy",
@@ -115,6 +136,28 @@ EDGES = {
     "cross entropy of no classes": ("cross_entropy", (_rng(3, 0, 1), np.full((3, 1), -100)), (None, -100, "none", 0.0)),
     "quantize, infinite and NaN": ("quantize", (np.array([[[1.0, np.inf], [np.nan, 2.0], [-3.0, 0.5]]]),), (False,)),
     "quantize nothing": ("quantize", (_rng(2, 3, 0),), (True,)),
+    "embedding_layer_norm, tables without gradients": (
+        "embedding_layer_norm.embedding_layer_norm_backward",
+        (_rng(2, 3), np.array([0, 1]), _rng(2, 3), np.array([1, 1]), _rng(2, 3), np.array([0, 0]), _rng(1, 3), _rng(3)),
+        (_rng(3), _rng(2), np.array([0.5, 2.0]), np.array([5, 6]), -1, 0.5, False, True, True),
+    ),
+    "group_norm of nothing": ("group_norm", (_rng(0, 4, 3), _rng(4), _rng(4)), (2, 1e-5)),
+    "group_norm of nothing, backward": (
+        "group_norm.group_norm_backward",
+        (_rng(0, 4, 3), _rng(0, 4, 3), _rng(4), _rng(4), _rng(0, 2), _rng(0, 2)),
+        (2, True, True, True),
+    ),
+    "int8_linear, backward": (
+        "int8_linear.int8_linear_backward",
+        (_rng(2, 3), _rng(2, 4), np.arange(12, dtype=np.int8).reshape(3, 4) - 6, _rng(3) ** 2, _rng(2, 3)),
+        ("gelu",),
+    ),
+    "lstm that saves no gates": ("lstm", (_rng(3, 2, 8), _rng(8, 2), None, _rng(2, 2), _rng(2, 2)), (None, True, False)),
+    "weight_only_linear, backward": (
+        "weight_only_linear.weight_only_linear_backward",
+        (_rng(2, 3), _rng(2, 4), np.arange(6, dtype=np.uint8).reshape(3, 2) * 40, _rng(3, 2), _rng(3, 2), _rng(2, 3)),
+        ("relu",),
+    ),
     "rms_norm of no columns": ("rms_norm", (_rng(2, 0),), (None, 1e-5)),
     "grad_norm of nothing": ("grad_norm", ([_rng(0)],), (None, 2.0, 1.0)),
     "grad_norm, largest": ("grad_norm", ([_rng(3), _rng(2, 2)],), (np.array(8.0), float("inf"), 1.0)),
@@ -124,8 +167,10 @@ EDGES = {
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", EDGES)
 def test_edges(xp, name):
-    op, arrays, options = EDGES[name]
-    assert_runs(xp, getattr(importlib.import_module(f"bigkern.reference.{op}"), f"{op}_forward"), [*arrays, *options])
+    path, arrays, options = EDGES[name]
+    op, _, function = path.partition(".")
+    module = importlib.import_module(f"bigkern.reference.{op}")
+    assert_runs(xp, getattr(module, function or f"{op}_forward"), [*arrays, *options])
 
 
 def test_a_target_out_of_bounds_is_refused(xp):
@@ -133,6 +178,27 @@ def test_a_target_out_of_bounds_is_refused(xp):
     logits, target = copies(xp, [_rng(3, 4, 1), np.array([[0], [7], [1]])])
     with pytest.raises(IndexError, match="Target 7 is out of bounds"):
         forward(logits, target, None, -100, "mean", 0.0)
+
+
+def test_a_row_that_no_table_has_is_refused(xp):
+    forward = importlib.import_module("bigkern.reference.embedding").embedding_forward
+    with pytest.raises(IndexError, match="embedding: index 4 is out of range for a table of 3 rows"):
+        forward(*copies(xp, [np.array([0, 4]), _rng(3, 2)]), None, False)
+
+
+def test_a_position_beyond_cos_and_sin_is_refused(xp):
+    forward = importlib.import_module("bigkern.reference.rotary_embedding").rotary_embedding_forward
+    arrays = copies(xp, [_rng(1, 1, 2, 4), _rng(1, 3, 2), _rng(1, 3, 2), np.array([[1, 3]])])
+    with pytest.raises(IndexError, match="position 3 is out of range"):
+        forward(*arrays, 0, False)
+
+
+def test_a_cache_that_is_full_is_refused(xp):
+    append = importlib.import_module("bigkern.reference.attention_decode").cache_append_step
+    caches, new, pages = [_rng(1, 1, 4, 2), _rng(1, 1, 4, 2)], _rng(1, 1, 2, 2), np.array([[0, 7]])
+    for seqlen, table, message in ((3, None, "its cache holds 4"), (3, pages, "names a page")):
+        with pytest.raises(ValueError, match=message):
+            append(*copies(xp, [caches, [], new, new, np.array([seqlen]), table]))
 
 
 def test_dropout_of_everything_keeps_nothing(xp):
