@@ -47,6 +47,20 @@ acc_t<T> largest_of(const T* row, int64_t count) {
   return result;
 }
 
+// exp for x <= 0, to about 1 ulp; below the normal range 0.
+inline vec<float> exp_of_shifted(vec<float> x) { return xent::exp_nonpositive(x); }
+inline vec<double> exp_of_shifted(vec<double> x) {
+  const vec<double> shifter = broadcast(0x1.8p52);  // the sum's low bits are the nearest integer
+  const vec<double> shifted = x * 0x1.71547652b82fep0 + shifter, n = shifted - shifter;
+  const vec<double> r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;  // ln2, its first digits exact times n
+  vec<double> p = broadcast(1.0);
+#pragma GCC unroll 13
+  for (int k = 13; k > 0; --k) p = p * r * (1.0 / k) + 1.0;
+  const vec<int64_t> power = (bit_cast<vec<int64_t>>(shifted) << 52) + (int64_t{1023} << 52);
+  const vec<double> result = p * bit_cast<vec<double>>(power);
+  return select(x < -708.0, vec<double>{}, select(x != x, x, result));
+}
+
 // Sums over a row of exponentials of both, shifted by their largest logit, and of the teacher's times the difference.
 struct RowSums {
   double student = 0, teacher = 0, cross = 0;
@@ -61,7 +75,7 @@ void include_piece(const T* s, const T* t, int64_t count, acc_t<T> s_max, acc_t<
   vec<A> s_sums = {}, t_sums = {}, crosses = {};
   auto include = [&](vec<A> s_logits, vec<A> t_logits, auto inside) {
     vec<A> s_shifted = (s_logits - s_max) * cooling, t_shifted = (t_logits - t_max) * cooling;
-    vec<A> s_exp = xent::exp_nonpositive(s_shifted), t_exp = xent::exp_nonpositive(t_shifted);
+    vec<A> s_exp = exp_of_shifted(s_shifted), t_exp = exp_of_shifted(t_shifted);
     // Where the teacher gives nothing, the student may give anything: 0 * inf would be NaN.
     vec<A> term = select(t_exp == 0, vec<A>{}, vec<A>(t_exp * (t_shifted - s_shifted)));
     s_sums += select(inside, s_exp, vec<A>{});
