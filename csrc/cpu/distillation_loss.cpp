@@ -53,9 +53,12 @@ inline vec<double> exp_of_shifted(vec<double> x) {
   const vec<double> shifter = broadcast(0x1.8p52);  // the sum's low bits are the nearest integer
   const vec<double> shifted = x * 0x1.71547652b82fep0 + shifter, n = shifted - shifter;
   const vec<double> r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;  // ln2, its first digits exact times n
-  vec<double> p = broadcast(1.0 / 6227020800);                                  // Taylor's series from 1 / 13! on
-  for (double factorial : {479001600., 39916800., 3628800., 362880., 40320., 5040., 720., 120., 24., 6., 2., 1., 1.})
-    p = p * r + 1 / factorial;
+  constexpr double kTerms[] = {
+      1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
+      1. / 720,        1. / 120,       1. / 24,       1. / 6,       1. / 2,      1,          1};  // 1 / 13! to 1 / 0!
+  vec<double> p = broadcast(kTerms[0]);
+#pragma GCC unroll 13
+  for (int k = 1; k < 14; ++k) p = p * r + kTerms[k];
   const vec<int64_t> power = (bit_cast<vec<int64_t>>(shifted) << 52) + (int64_t{1023} << 52);
   const vec<double> result = p * bit_cast<vec<double>>(power);
   return select(x < -708.0, vec<double>{}, select(x != x, x, result));
