@@ -70,6 +70,20 @@ def test_any_shape(place, rows, classes, which, temperature):
     check(place, *make((rows, classes)), temperature, REDUCTIONS[which])
 
 
+def test_single_rows_at_high_temperatures_stay_within_the_policy_on_every_draw(place):
+    """There the loss is temperature^2 times what two logarithms nearly leave of each other."""
+    if place.backend != "cpu":
+        return
+    for classes, temperature in ((2, 8.0), (15, 17.2), (300, 20.0)):
+        student, teacher = make((300, classes))
+        with place.use():
+            losses = bigkern.distillation_loss(student, teacher, temperature, "none")
+        matrices = (to_oracle(student), to_oracle(teacher))
+        oracle, _ = reference.distillation_loss_forward(*matrices, temperature, "none")
+        for draw in zip(losses, oracle, composed(student, teacher, temperature, "none"), strict=True):
+            assert_within_policy(*draw, what=f"{classes} classes")
+
+
 def test_any_layout(place):
     student, teacher = make((6, 4, 8))
     check(place, student.transpose(0, 2), teacher.transpose(0, 2).contiguous())

@@ -29,6 +29,9 @@ struct Problem {
         reduction(how) {}
 
   A cooling() const { return static_cast<A>(1 / temperature); }
+  // The loss is what is left of a difference, times temperature^2: of about 1 / temperature^2 where the temperature is
+  // high, and of any size in a short row, whose rounding errors do not average out.
+  bool needs_double() const { return std::is_same_v<T, float> && (temperature > 4 || classes <= 256); }
   int64_t grain() const { return std::max<int64_t>(1, 16384 / std::max<int64_t>(classes, 1)); }
 };
 
@@ -44,41 +47,80 @@ acc_t<T> largest_of(const T* row, int64_t count) {
   return result;
 }
 
+// exp for x <= 0, to about 1 ulp; below the normal range 0.
+inline vec<float> exp_of_shifted(vec<float> x) { return xent::exp_nonpositive(x); }
+inline vec<double> exp_of_shifted(vec<double> x) {
+  const vec<double> shifter = broadcast(0x1.8p52);  // the sum's low bits are the nearest integer
+  const vec<double> shifted = x * 0x1.71547652b82fep0 + shifter, n = shifted - shifter;
+  const vec<double> r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;  // ln2, its first digits exact times n
+  constexpr double kTerms[] = {
+      1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
+      1. / 720,        1. / 120,       1. / 24,       1. / 6,       1. / 2,      1,          1};  // 1 / 13! to 1 / 0!
+  vec<double> p = broadcast(kTerms[0]);
+#pragma GCC unroll 13
+  for (int k = 1; k < 14; ++k) p = p * r + kTerms[k];
+  const vec<int64_t> power = (bit_cast<vec<int64_t>>(shifted) << 52) + (int64_t{1023} << 52);
+  const vec<double> result = p * bit_cast<vec<double>>(power);
+  return select(x < -708.0, vec<double>{}, select(x != x, x, result));
+}
+
+// Sums over a row of exponentials of both, shifted by their largest logit, and of the teacher's times the difference.
+struct RowSums {
+  double student = 0, teacher = 0, cross = 0;
+  double loss() const { return cross / teacher + (xent::log_of_sum(student) - xent::log_of_sum(teacher)); }
+};
+
+template <class T>
+void include_piece(const T* s, const T* t, int64_t count, acc_t<T> s_max, acc_t<T> t_max, acc_t<T> cooling,
+                   RowSums& sums) {
+  using A = acc_t<T>;
+  constexpr int kLanes = lanes<A>;
+  vec<A> s_sums = {}, t_sums = {}, crosses = {};
+  auto include = [&](vec<A> s_logits, vec<A> t_logits, auto inside) {
+    vec<A> s_shifted = (s_logits - s_max) * cooling, t_shifted = (t_logits - t_max) * cooling;
+    vec<A> s_exp = exp_of_shifted(s_shifted), t_exp = exp_of_shifted(t_shifted);
+    // Where the teacher gives nothing, the student may give anything: 0 * inf would be NaN.
+    vec<A> term = select(t_exp == 0, vec<A>{}, vec<A>(t_exp * (t_shifted - s_shifted)));
+    s_sums += select(inside, s_exp, vec<A>{});
+    t_sums += select(inside, t_exp, vec<A>{});
+    crosses += select(inside, term, vec<A>{});
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) include(load(s + c), load(t + c), vec<A>{} == 0);
+  if (const int64_t rest = count - c)
+    include(load_partial(s + c, rest), load_partial(t + c, rest),
+            xent::lane_numbers<A>() < broadcast(static_cast<A>(rest)));
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums.student += s_sums[lane];
+    sums.teacher += t_sums[lane];
+    sums.cross += crosses[lane];
+  }
+}
+
 // The loss of a row, without the factor temperature^2; statistics: largest logit and sum of exponentials of both.
 template <class T>
 double row_loss(const Problem<T>& problem, int64_t row, acc_t<T>* statistics) {
   using A = acc_t<T>;
-  constexpr int kLanes = lanes<A>;
   const T *s = problem.student + row * problem.classes, *t = problem.teacher + row * problem.classes;
-  const A s_max = largest_of(s, problem.classes), t_max = largest_of(t, problem.classes), cooling = problem.cooling();
-  constexpr int64_t kPiece = kPieceVectors * kLanes;
-  double s_sum = 0, t_sum = 0, cross = 0;
+  const A s_max = largest_of(s, problem.classes), t_max = largest_of(t, problem.classes);
+  constexpr int64_t kPiece = kPieceVectors * lanes<A>;
+  RowSums sums;
   for (int64_t first = 0; first < problem.classes; first += kPiece) {
-    const int64_t end = std::min(first + kPiece, problem.classes);
-    vec<A> s_sums = {}, t_sums = {}, crosses = {};
-    auto include = [&](vec<A> s_logits, vec<A> t_logits, auto inside) {
-      vec<A> s_shifted = (s_logits - s_max) * cooling, t_shifted = (t_logits - t_max) * cooling;
-      vec<A> s_exp = xent::exp_nonpositive(s_shifted), t_exp = xent::exp_nonpositive(t_shifted);
-      // Where the teacher gives nothing, the student may give anything: 0 * inf would be NaN.
-      vec<A> term = select(t_exp == 0, vec<A>{}, vec<A>(t_exp * (t_shifted - s_shifted)));
-      s_sums += select(inside, s_exp, vec<A>{});
-      t_sums += select(inside, t_exp, vec<A>{});
-      crosses += select(inside, term, vec<A>{});
-    };
-    int64_t c = first;
-    for (; c + kLanes <= end; c += kLanes) include(load(s + c), load(t + c), vec<A>{} == 0);
-    if (const int64_t rest = end - c)
-      include(load_partial(s + c, rest), load_partial(t + c, rest),
-              xent::lane_numbers<A>() < broadcast(static_cast<A>(rest)));
-    for (int lane = 0; lane < kLanes; ++lane) {
-      s_sum += s_sums[lane];
-      t_sum += t_sums[lane];
-      cross += crosses[lane];
+    const int64_t count = std::min(kPiece, problem.classes - first);
+    if constexpr (std::is_same_v<T, float>) {
+      if (problem.needs_double()) {
+        double wide[2][kPiece];
+        std::copy_n(s + first, count, wide[0]);
+        std::copy_n(t + first, count, wide[1]);
+        include_piece<double>(wide[0], wide[1], count, s_max, t_max, 1 / problem.temperature, sums);
+        continue;
+      }
     }
+    include_piece(s + first, t + first, count, s_max, t_max, problem.cooling(), sums);
   }
-  const A kept[4] = {s_max, static_cast<A>(s_sum), t_max, static_cast<A>(t_sum)};
+  const A kept[4] = {s_max, static_cast<A>(sums.student), t_max, static_cast<A>(sums.teacher)};
   std::copy(kept, kept + 4, statistics);
-  return problem.classes == 0 ? 0 : cross / t_sum + (xent::log_of_sum(s_sum) - xent::log_of_sum(t_sum));
+  return problem.classes == 0 ? 0 : sums.loss();
 }
 
 template <class T>
