@@ -8,6 +8,7 @@ from torch.library import opcheck
 
 import bigkern
 from bigkern import functional
+from bigkern.ops.distillation_loss import TRITON_TEMPERATURE
 from bigkern.reference import distillation_loss as reference
 from bigkern.registration import KERNELS
 from tests.support import assert_within_policy, to_oracle
@@ -67,13 +68,21 @@ def test_sizes_beyond_one_piece_or_block(place):
 @given(rows=st.integers(0, 6), classes=st.integers(1, 70), which=st.integers(0, 2), temperature=st.floats(0.2, 20))
 def test_any_shape(place, rows, classes, which, temperature):
     torch.manual_seed(rows)
+    if place.backend == "triton":
+        temperature = min(temperature, TRITON_TEMPERATURE)
     check(place, *make((rows, classes)), temperature, REDUCTIONS[which])
+
+
+def test_triton_declines_what_it_would_get_wrong():
+    student, teacher = make((3, 5))
+    with bigkern.use_backend("triton"), pytest.raises(RuntimeError, match=r"above a temperature of 2\.5 float32 sums"):
+        bigkern.distillation_loss(student, teacher, 3.0)
 
 
 def test_single_rows_at_high_temperatures_stay_within_the_policy_on_every_draw(place):
     """There the loss is temperature^2 times what two logarithms nearly leave of each other."""
-    if place.backend != "cpu":
-        return
+    if place.backend == "triton":
+        pytest.skip("declined: see test_triton_declines_what_it_would_get_wrong")
     for classes, temperature in ((2, 8.0), (15, 17.2), (300, 20.0)):
         student, teacher = make((300, classes))
         with place.use():
@@ -111,6 +120,8 @@ def test_classes_that_the_teacher_excludes_count_for_nothing(place):
 
 def test_the_gradient_keeps_its_size_at_high_temperatures(place):
     """Hinton et al.: for high T, T (q - p) tends to the difference of the centred logits, over the classes."""
+    if place.backend == "triton":
+        pytest.skip("declined: see test_triton_declines_what_it_would_get_wrong")
     student, teacher = (logits.to(place.device) for logits in make((2, 10)))
     student.requires_grad_()
     with place.use():
