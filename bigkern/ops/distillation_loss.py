@@ -15,7 +15,7 @@ from ..pointwise_loss import accumulate_dtype, check_reduction, check_tensors, i
 from ..registration import Kernel
 
 SMALL = 1 << 13
-# The loss is what a difference leaves, of about 1 / temperature^2: the kernel on GPUs, which sums in float32, was seen to
+# The loss is what a difference leaves, of about 1 / temperature^2. Triton's kernel, which sums in float32, was seen to
 # exceed the numerical policy above this.
 TRITON_TEMPERATURE = 2.5
 
