@@ -49,6 +49,16 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("place", params, ids=str)
 
 
+# Drawn shapes that take Triton's interpreter 10 seconds and more; it meets chosen shapes of these ops in every run.
+SLOW_DRAWS = ("any_window", "any_lengths", "TestLstm::test_any_shape", "TestGru::test_any_shape")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "[triton" in item.nodeid and any(name in item.nodeid for name in SLOW_DRAWS):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

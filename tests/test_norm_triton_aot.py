@@ -6,7 +6,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from tests.triton_aot import ARCHITECTURES, SHARED_MEMORY_LIMIT, compile_cases
+from tests.triton_aot import HOPPER_FIRST, SHARED_MEMORY_LIMIT, compile_cases
 
 # Half a minute on two idle cores; the limit is for busy ones.
 pytestmark = pytest.mark.timeout(900)
@@ -78,7 +78,7 @@ def aot_cases():
     }
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+@pytest.fixture(scope="module", params=HOPPER_FIRST, ids=lambda arch: f"sm_{arch}")
 def compiled(request):
     """(architecture, {case: [report of each launch]})"""
     return request.param, compile_cases(__file__)[request.param]

@@ -14,7 +14,7 @@ from bigkern.ops.linear_act import ACTIVATIONS
 from bigkern.ops.weight_only_linear import pack_int4, unpack_int4, weight_only_linear_forward
 from bigkern.reference import weight_only_linear as reference
 from tests.support import assert_within_policy, to_oracle
-from tests.triton_aot import ARCHITECTURES, SHARED_MEMORY_LIMIT, compile_cases
+from tests.triton_aot import HOPPER_FIRST, SHARED_MEMORY_LIMIT, compile_cases
 
 # M, N, K, groups
 SHAPES = [(1, 1, 1, 1), (1, 5, 7, 1), (3, 33, 64, 4), (5, 6, 66, 3), (17, 31, 36, 1), (20, 9, 96, 3), (3, 4, 0, 1)]
@@ -324,7 +324,7 @@ def aot_cases():
     }
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", HOPPER_FIRST)
 def test_compiles_ahead_with_matrix_instructions_and_without_spills(arch):
     cases = compile_cases(__file__)[arch]
     assert len(cases) == 4

@@ -19,7 +19,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ARCHITECTURES = (80, 90, 100)
+# For ops whose kernels are built from the same parts as others that are compiled for all of them in every run.
+HOPPER_FIRST = (pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow))
 # What one thread block may use, bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 POINTEE_NAMES = {
@@ -29,26 +33,27 @@ POINTEE_NAMES = {
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+class Compiled:
+    """The reports of a test file's cases, by architecture: each is compiled when it is first asked for."""
+
+    def __init__(self, test_file):
+        self.test_file = test_file
+
+    @functools.cache  # noqa: B019 (there is one for each test file)
+    def __getitem__(self, arch):
+        # Interpreted kernels cannot be compiled, and the test process is interpreting: hence another process.
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, __file__, str(self.test_file), "--json", str(arch)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"ahead-of-time compilation for sm_{arch} failed:\n{done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
 @functools.cache
 def compile_cases(test_file):
     """{arch: {case: [report]}} for the `aot_cases()` of `test_file`; see `describe` for the fields of a report."""
-    # Interpreted kernels cannot be compiled, and the test process is interpreting: hence other processes.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    processes = {
-        arch: subprocess.Popen(
-            [sys.executable, __file__, str(test_file), "--json", str(arch)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for arch in ARCHITECTURES
-    }
-    outputs = {arch: process.communicate() for arch, process in processes.items()}
-    for arch, process in processes.items():
-        if process.returncode != 0:
-            raise RuntimeError(f"ahead-of-time compilation for sm_{arch} failed:\n{outputs[arch][1]}")
-    return {arch: json.loads(stdout.splitlines()[-1]) for arch, (stdout, _) in outputs.items()}
+    return Compiled(test_file)
 
 
 def compile_in_this_process(test_file, arch):
@@ -147,8 +152,8 @@ def describe(name, compiled):
 def print_table(test_file):
     """Print one line per launch and architecture."""
     columns = ("kernel", "registers", "spills", "shared_bytes", "num_warps", "num_stages", "load_bits", "store_bits")
-    for arch, cases in compile_cases(test_file).items():
-        for case, reports in cases.items():
+    for arch in ARCHITECTURES:
+        for case, reports in compile_cases(test_file)[arch].items():
             for report in reports:
                 fields = " ".join(f"{column}={report[column]}" for column in columns)
                 print(f"sm_{arch} {case}: {fields} {','.join(report['sass_matrix'])} {report['compile_seconds']} s")
