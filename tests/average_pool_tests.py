@@ -147,9 +147,9 @@ class AveragePoolTests:
                 found.append((output, *torch.autograd.grad(output.square().sum(), leaf)))
             assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
-    def test_small_calls_are_torchs(self):
-        for size, chosen in ((4, "torch"), (128, "cpu")):
-            (decision,) = bigkern.explain(self.ours, torch.randn(1, 3, size, size), 2)
+    def test_float32_and_small_calls_are_torchs(self):
+        for size, dtype, chosen in ((4, "half", "torch"), (128, "half", "cpu"), (128, "float32", "torch")):
+            (decision,) = bigkern.explain(self.ours, torch.randn(1, 3, size, size).to(getattr(torch, dtype)), 2)
             assert decision.chosen == chosen
 
     def check_error(self, call, message, functions):

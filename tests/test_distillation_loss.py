@@ -175,13 +175,11 @@ def test_autocast_and_mixed_dtypes():
         torch.testing.assert_close(loss, expected)
 
 
-def test_is_kl_div_of_softmaxes_and_small_calls_are_torchs():
+def test_is_kl_div_of_softmaxes():
     student, teacher = make((3, 4))
     loss = functional.distillation_loss(student, teacher, 2.0)
     log_q, log_p = (F.log_softmax(logits / 2, 1) for logits in (student, teacher))
     torch.testing.assert_close(loss, 4 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
-    (decision,) = bigkern.explain(bigkern.distillation_loss, student, teacher)
-    assert decision.chosen == "torch"
 
 
 @pytest.mark.parametrize(

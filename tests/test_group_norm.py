@@ -234,8 +234,9 @@ def test_module_is_torchs_and_small_calls_are_its_own():
         torch.testing.assert_close(ours(input), theirs(input))
     for tensor, chosen in (
         (input, "torch"),
-        (torch.randn(4, 6, 64, 64), "cpu"),
-        (torch.randn(4, 6, 64, 64).to(memory_format=torch.channels_last), "torch"),
+        (torch.randn(4, 6, 64, 64), "torch"),
+        (torch.randn(4, 6, 64, 64).half(), "cpu"),
+        (torch.randn(4, 6, 64, 64).half().to(memory_format=torch.channels_last), "torch"),
     ):
         (decision,) = bigkern.explain(bigkern.functional.group_norm, tensor, 2)
         assert decision.chosen == chosen

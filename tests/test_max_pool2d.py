@@ -179,7 +179,7 @@ def test_module_is_torchs_and_small_calls_are_its_own():
     theirs = torch.nn.MaxPool2d(3, 2, 1, return_indices=True, ceil_mode=True)
     with bigkern.use_backend("cpu"):
         assert all(torch.equal(a, b) for a, b in zip(ours(input), theirs(input), strict=True))
-    for size, chosen in ((4, "torch"), (128, "cpu")):
+    for size, chosen in ((4, "torch"), (256, "cpu")):
         (decision,) = bigkern.explain(bigkern.functional.max_pool2d, torch.randn(1, 3, size, size), 2)
         assert decision.chosen == chosen
 

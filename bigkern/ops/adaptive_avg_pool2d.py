@@ -14,7 +14,7 @@ from ..registration import Kernel, too_small
 
 # Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
 SMALL = 1 << 15
-SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements"
+REASON = f"PyTorch's own function measured faster in float32, and is taken below {SMALL} elements of any dtype"
 
 
 def adaptive_avg_pool2d(input, output_size):
@@ -49,7 +49,8 @@ def adaptive_avg_pool2d(input, output_size):
             "adaptive_avg_pool2d: elements of output_size must be greater than or equal to 0 but received "
             f"{{{sizes[0]}, {sizes[1]}}}"
         )
-    if input.numel() < SMALL and too_small("adaptive_avg_pool2d", SMALL_REASON, input):
+    left = input.dtype == torch.float32 or input.numel() < SMALL
+    if left and too_small("adaptive_avg_pool2d", REASON, input):
         return F.adaptive_avg_pool2d(input, sizes)
     output = adaptive_avg_pool2d_forward(as_images(input), *sizes)
     return output.squeeze(0) if input.ndim == 3 else output

@@ -25,7 +25,7 @@ from ..registration import Kernel, too_small
 
 ACTIVATIONS = ("none", "relu")
 # Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 15
+SMALL = 1 << 17
 SMALL_REASON = f"PyTorch's own functions measured faster below {SMALL} elements"
 
 

@@ -19,7 +19,7 @@ from ..pointwise_loss import (
     repeated,
 )
 
-SMALL = 1 << 16
+SMALL = 1 << 15
 
 
 def _losses(input, target, weight, pos_weight):

@@ -11,10 +11,9 @@ logits' size is stored but the gradient.
 import torch
 import torch.nn.functional as F
 
-from ..pointwise_loss import accumulate_dtype, check_reduction, check_tensors, is_small
+from ..pointwise_loss import accumulate_dtype, check_reduction, check_tensors
 from ..registration import Kernel
 
-SMALL = 1 << 13
 # The loss is what a difference leaves, of about 1 / temperature^2. Triton's kernel, which sums in float32, was seen to
 # exceed the numerical policy above this.
 TRITON_TEMPERATURE = 2.5
@@ -52,8 +51,6 @@ def distillation_loss(student, teacher, temperature=1.0, reduction="mean"):
         raise RuntimeError(f"{op}: not differentiable with respect to teacher; pass teacher.detach()")
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     rows_shape, classes = student.shape[:-1], student.shape[-1]
-    if student.dtype == teacher.dtype and is_small(op, SMALL, student, teacher):
-        return _composed(student, teacher, temperature, reduction)
     student, teacher = (logits.to(dtype).reshape(rows_shape.numel(), classes) for logits in (student, teacher))
     arguments = (student.contiguous(), teacher.contiguous(), float(temperature), reduction)
     loss, _ = distillation_loss_forward(*arguments)

@@ -15,9 +15,8 @@ from ..norm_arguments import FLOATING, triton_supports
 from ..registration import Kernel, too_small
 
 INDICES = (torch.int32, torch.int64)
-# Below this many elements of the output, a call is expected to cost more around its kernel than the kernel saves.
-SMALL = 1 << 15
-SMALL_REASON = f"calls of fewer than {SMALL} elements are left to PyTorch, a bound that is estimated, not measured"
+SMALL, WIDE = 1 << 16, 512
+REASON = f"PyTorch's own measured faster without gradients, below {SMALL} elements, and for rows of {WIDE} or more"
 SPARSE_REASON = "sparse gradients are PyTorch's"
 
 
@@ -51,9 +50,9 @@ def embedding(
     if max_norm is not None:
         with torch.no_grad():
             torch.embedding_renorm_(weight, input.contiguous(), max_norm, norm_type)
-    if sparse or (
-        input.numel() * weight.shape[1] < SMALL and input.is_cpu and too_small("embedding", SMALL_REASON, weight, input)
-    ):
+    differentiates = torch.is_grad_enabled() and weight.requires_grad
+    left = not differentiates or input.numel() * weight.shape[1] < SMALL or weight.shape[1] >= WIDE
+    if sparse or (left and input.is_cpu and too_small("embedding", REASON, weight, input)):
         if sparse:
             hand_over_sparse("embedding", weight)
         return F.embedding(

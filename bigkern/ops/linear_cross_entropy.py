@@ -19,7 +19,7 @@ from ..registration import Kernel, autocast_enabled, cast_floating, too_small
 from .cross_entropy import FLOATING, REDUCTIONS, cross_entropy
 from .linear_act import apply_linear
 
-SMALL = 1 << 19
+SMALL = 1 << 23
 SMALL_REASON = (
     f"below {SMALL} multiplications PyTorch's own functions measured faster (benchmarks/bench_linear_cross_entropy.py)"
 )

@@ -15,7 +15,7 @@ from ..pool_arguments import Windows, as_images, check_pooled, empty_images, poo
 from ..registration import Kernel, too_small
 
 # Below this many elements, what a call costs before and after its kernel outweighs what the kernel saves.
-SMALL = 1 << 15
+SMALL = 1 << 17
 SMALL_REASON = f"PyTorch's own function measured faster below {SMALL} elements"
 
 

@@ -10,12 +10,8 @@ kernel. Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position 
 import torch
 
 from ..norm_arguments import FLOATING, statistics_dtype, triton_supports
-from ..registration import Kernel, too_small
+from ..registration import Kernel
 from .embedding import INDICES
-
-# Below this many elements, a call is expected to cost more around its kernel than the kernel saves.
-SMALL = 1 << 11
-SMALL_REASON = f"calls of fewer than {SMALL} elements are left to PyTorch, a bound that is estimated, not measured"
 
 
 def rotary_embedding(input, cos, sin, interleaved=False, position_ids=None, offset=0) -> torch.Tensor:
@@ -62,8 +58,7 @@ def rotary_embedding(input, cos, sin, interleaved=False, position_ids=None, offs
             f"{cos.shape[1]} positions"
         )
     turns_angles = torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)
-    small = query.numel() < SMALL and too_small("rotary_embedding", SMALL_REASON, input, cos, sin)
-    rotation = _rotate_torch if turns_angles or small else rotary_embedding_forward
+    rotation = _rotate_torch if turns_angles else rotary_embedding_forward
     output = rotation(query, cos, sin, position_ids, offset, bool(interleaved))
     return output.view(shape)
 
