@@ -228,7 +228,7 @@ def commit() -> str | None:
 def environment_record(device) -> dict:
     """Where and when: kept beside every result."""
     record = info.environment()
-    del record["backends"]
+    del record["backends"], record["cuda"]["cache"]  # the latter is a folder of this machine
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     return {"device": device, "date": date, "commit": commit(), "load_average": os.getloadavg()[0], **record}
 

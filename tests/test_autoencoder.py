@@ -1,15 +1,14 @@
 import json
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bigkern.models.autoencoder import Autoencoder
-from bigkern.models.layers import Ours, plain_twin
+from bigkern.models.layers import Ours
 from bigkern.reference.models.autoencoder import autoencoder_loss_and_gradients
 from bigkern.train_command import train as train_command
-from tests.support import to_oracle
+from tests.model_checks import check_against_twin, check_one_training_step
 
 PICTURES, NOISE = torch.rand(5, 12), torch.randn(5, 3)
 KINDS = {"plain": False, "variational": True}
@@ -23,37 +22,16 @@ def builder(variational):
 def test_forward_and_every_gradient_match_the_numpy_twin(kind):
     model, pictures = builder(KINDS[kind])().double(), PICTURES.double()
     noise = NOISE.double() if KINDS[kind] else None
-    loss = model.loss(pictures, noise)
-    loss.backward()
-    parameters = {name: to_oracle(value) for name, value in model.state_dict().items()}
     arrays = pictures.numpy(), None if noise is None else noise.numpy()
-    expected, _, gradients = autoencoder_loss_and_gradients(parameters, *arrays)
-    assert loss.item() == pytest.approx(float(expected), rel=1e-12)
-    for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.grad, gradients[name], rtol=1e-9, atol=1e-13, err_msg=name)
-        place = np.unravel_index(np.abs(gradients[name]).argmax(), gradients[name].shape)
-        losses = []
-        for sign in (1, -1):
-            moved = dict(parameters, **{name: parameters[name].copy()})
-            moved[name][place] += sign * 1e-6
-            losses.append(autoencoder_loss_and_gradients(moved, *arrays)[0])
-        assert gradients[name][place] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5, abs=1e-8)
+    twin = lambda parameters: autoencoder_loss_and_gradients(parameters, *arrays)  # noqa: E731
+    check_against_twin(model, model.loss(pictures, noise), twin)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_training_step_equals_plain_pytorch(kind):
-    build = builder(KINDS[kind])
-    model = build()
-    twin, exact = plain_twin(model, build), plain_twin(model, build).double()
-    for each in (model, twin, exact):
-        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
-        dtype = each.decode_pixels.weight.dtype
-        each.loss(PICTURES.to(dtype), NOISE.to(dtype)).backward()
-        optimizer.step()
-    named = zip(model.named_parameters(), twin.parameters(), exact.parameters(), strict=True)
-    for (name, ours), theirs, right in named:
-        error, allowed = ((x.double() - right).abs().max().item() for x in (ours, theirs))
-        assert error <= 2 * allowed + 4 * 1.2e-7 * right.abs().max().item(), name
+    check_one_training_step(
+        builder(KINDS[kind]), lambda model, dtype: model.loss(PICTURES.to(dtype), NOISE.to(dtype)), learning_rate=0.1
+    )
 
 
 def test_the_bound_of_a_perfect_code_is_the_entropy_of_the_pixels():

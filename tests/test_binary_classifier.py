@@ -7,10 +7,11 @@ from click.testing import CliRunner
 
 from bigkern.churn import read_table, write_made_churn
 from bigkern.models.binary_classifier import BinaryClassifier
-from bigkern.models.layers import Ours, plain_twin
+from bigkern.models.layers import Ours
 from bigkern.reference.models.binary_classifier import classifier_loss_and_gradients
 from bigkern.tasks.binary_classifier import make
 from bigkern.train_command import train as train_command
+from tests.model_checks import check_against_twin, check_one_training_step
 from tests.support import to_oracle
 
 ROWS, TARGETS = torch.randn(9, 5), (torch.rand(9) < 0.5).float()
@@ -22,39 +23,18 @@ LOSSES = {"cross_entropy": BinaryClassifier.loss, "squared_error": BinaryClassif
 def test_forward_and_every_gradient_match_the_numpy_twin(loss, hidden):
     model = BinaryClassifier(5, hidden).double()
     rows, targets = ROWS.double(), TARGETS.double()
-    value = LOSSES[loss](model, rows, targets)
-    value.backward()
-    parameters = {name: to_oracle(parameter) for name, parameter in model.named_parameters()}
-    expected, logits, gradients = classifier_loss_and_gradients(parameters, rows.numpy(), targets.numpy(), loss)
-    assert value.item() == pytest.approx(expected, rel=1e-12)
+    arrays = rows.numpy(), targets.numpy(), loss
+    twin = lambda parameters: classifier_loss_and_gradients(parameters, *arrays)  # noqa: E731
+    logits = check_against_twin(model, LOSSES[loss](model, rows, targets), twin)
     np.testing.assert_allclose(to_oracle(model(rows)), logits, rtol=1e-12)
-    for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.grad, gradients[name], rtol=1e-9, atol=1e-13, err_msg=name)
-        place = np.unravel_index(np.abs(gradients[name]).argmax(), gradients[name].shape)
-        losses = []
-        for sign in (1, -1):
-            moved = dict(parameters, **{name: parameters[name].copy()})
-            moved[name][place] += sign * 1e-6
-            losses.append(classifier_loss_and_gradients(moved, rows.numpy(), targets.numpy(), loss)[0])
-        assert gradients[name][place] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5, abs=1e-9)
 
 
-def build(layers=Ours):
-    return BinaryClassifier(5, (7, 6), layers)
-
-
-def test_one_training_step_equals_plain_pytorch():
-    model = build()
-    twin, exact = plain_twin(model, build), plain_twin(model, build).double()
-    for each in (model, twin, exact):
-        optimizer = torch.optim.SGD(each.parameters(), lr=1.0)
-        dtype = each.output.weight.dtype
-        each.loss(ROWS.to(dtype), TARGETS.to(dtype)).backward()
-        optimizer.step()
-    named = zip(model.named_parameters(), twin.parameters(), exact.parameters(), strict=True)
-    for (name, ours), theirs, right in named:
-        error, allowed = ((x.double() - right).abs().max().item() for x in (ours, theirs))
-        assert error <= 2 * allowed + 4 * 1.2e-7 * right.abs().max().item(), name
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_training_step_equals_plain_pytorch(loss):
+    check_one_training_step(
+        lambda layers=Ours: BinaryClassifier(5, (7, 6), layers),
+        lambda model, dtype: LOSSES[loss](model, ROWS.to(dtype), TARGETS.to(dtype)),
+    )
 
 
 def test_tables_are_read_with_words_as_columns(tmp_path):

@@ -1,4 +1,3 @@
-import copy
 import json
 
 import numpy as np
@@ -7,9 +6,10 @@ import torch
 from click.testing import CliRunner
 
 from bigkern.models.gpt import GPT, MODERN, GPTConfig, from_hugging_face, sample
-from bigkern.models.layers import Ours, Plain, plain_twin
+from bigkern.models.layers import Ours, Plain
 from bigkern.reference.models.gpt import gpt_loss_and_gradients
 from bigkern.train_command import train as train_command
+from tests.model_checks import check_against_twin, check_one_training_step
 from tests.support import to_oracle
 
 TINY = {"vocabulary": 31, "context": 24, "layers": 2, "heads": 4, "width": 32}
@@ -25,49 +25,26 @@ def test_forward_and_every_gradient_match_the_numpy_twin(form):
     config = FORMS[form]
     model = GPT(config).double()
     tokens, targets = problem(config)
-    loss = model.loss(tokens, targets)
-    loss.backward()
-    parameters = {name: to_oracle(value) for name, value in model.state_dict().items()}
-    expected, logits, gradients = gpt_loss_and_gradients(parameters, config, tokens.numpy(), targets.numpy())
-    assert loss.item() == pytest.approx(float(expected), rel=1e-12)
+
+    def twin(parameters):
+        if config.tied:
+            parameters = {**parameters, "output.weight": parameters["tokens.weight"]}
+        loss, logits, gradients = gpt_loss_and_gradients(parameters, config, tokens.numpy(), targets.numpy())
+        if config.tied:
+            gradients["tokens.weight"] = gradients["tokens.weight"] + gradients["output.weight"]
+        return loss, logits, gradients
+
+    logits = check_against_twin(
+        model, model.loss(tokens, targets), twin, rtol=1e-8, atol=1e-12, step=1e-5, difference_rtol=1e-6
+    )
     np.testing.assert_allclose(to_oracle(model(tokens)).reshape(logits.shape), logits, rtol=1e-9, atol=1e-12)
-    if config.tied:
-        gradients["tokens.weight"] += gradients["output.weight"]
-    for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.grad, gradients[name], rtol=1e-8, atol=1e-12, err_msg=name)
-
-
-def test_numpy_twin_gradient_by_finite_differences():
-    config = FORMS["modern"]
-    tokens, targets = (t.numpy() for t in problem(config, 2, 5))
-    parameters = {name: to_oracle(value) for name, value in GPT(config).double().state_dict().items()}
-    _, _, gradients = gpt_loss_and_gradients(parameters, config, tokens, targets)
-    step = 1e-5
-    for name in ("tokens.weight", "blocks.0.attention.qkv.weight", "blocks.1.perceptron.gate.weight", "norm.weight"):
-        place = np.unravel_index(np.abs(gradients[name]).argmax(), gradients[name].shape)
-        losses = []
-        for sign in (1, -1):
-            moved = copy.deepcopy(parameters)
-            moved[name][place] += sign * step
-            losses.append(gpt_loss_and_gradients(moved, config, tokens, targets)[0])
-        assert gradients[name][place] == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_training_step_equals_plain_pytorch(form):
     config = FORMS[form]
-    model = GPT(config)
-    twin = plain_twin(model, lambda layers: GPT(config, layers))
-    exact = plain_twin(model, lambda layers: GPT(config, layers)).double()
-    tokens, targets = problem(config)
-    for each in (model, twin, exact):
-        optimizer = torch.optim.SGD(each.parameters(), lr=1.0)
-        each.loss(tokens, targets).backward()
-        optimizer.step()
-    named = zip(model.named_parameters(), twin.parameters(), exact.parameters(), strict=True)
-    for (name, ours), theirs, right in named:
-        error, allowed = ((x.double() - right).abs().max().item() for x in (ours, theirs))
-        assert error <= 2 * allowed + 4 * 1.2e-7 * right.abs().max().item(), name
+    batch = problem(config)
+    check_one_training_step(lambda layers=Ours: GPT(config, layers), lambda model, dtype: model.loss(*batch))
 
 
 @pytest.mark.parametrize("form", FORMS)

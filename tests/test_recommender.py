@@ -6,11 +6,12 @@ import torch
 from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
-from bigkern.models.layers import Ours, plain_twin
+from bigkern.models.layers import Ours
 from bigkern.models.recommender import ClickNetwork, MatrixFactorization
 from bigkern.ratings import NOISE, made_clicks, made_ratings, read_ratings, split
 from bigkern.reference.models import recommender as reference
 from bigkern.train_command import train as train_command
+from tests.model_checks import check_against_twin, check_one_training_step
 from tests.support import to_oracle
 
 
@@ -26,51 +27,34 @@ RATINGS = torch.tensor([0, 1, 6, 0]), torch.tensor([4, 0, 2, 4]), torch.tensor([
 CLICKS = torch.tensor([[0, 2], [3, 0], [1, 1], [3, 2]]), torch.randn(4, 2), torch.tensor([1.0, 0.0, 0.0, 1.0])
 
 
-def doubled(batch):
-    return [tensor.double() if tensor.is_floating_point() else tensor for tensor in batch]
+def in_dtype(batch, dtype):
+    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in batch]
 
 
-@pytest.mark.parametrize(("build", "batch"), [(factorization, RATINGS), (clicks, CLICKS)], ids=["ratings", "clicks"])
-def test_forward_and_every_gradient_match_the_numpy_twin(build, batch):
-    model, batch = build().double(), doubled(batch)
-    loss = model.loss(*batch)
-    loss.backward()
-    parameters = {name: to_oracle(value) for name, value in model.state_dict().items()}
+def factorization_twin(parameters, *arrays):
+    return reference.factorization_loss_and_gradients(parameters, *arrays)
+
+
+def click_twin(parameters, *arrays):
+    return reference.click_loss_and_gradients(parameters, np.array([0, 4]), *arrays)
+
+
+MODELS = {"ratings": (factorization, RATINGS, factorization_twin), "clicks": (clicks, CLICKS, click_twin)}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_forward_and_every_gradient_match_the_numpy_twin(kind):
+    build, batch, twin = MODELS[kind]
+    model, batch = build().double(), in_dtype(batch, torch.float64)
     arrays = [to_oracle(tensor) for tensor in batch]
-    if build is clicks:
-        found = reference.click_loss_and_gradients(parameters, np.array([0, 4]), *arrays)
-    else:
-        found = reference.factorization_loss_and_gradients(parameters, *arrays)
-    expected, output, gradients = found
-    assert loss.item() == pytest.approx(float(expected), rel=1e-12)
+    output = check_against_twin(model, model.loss(*batch), lambda parameters: twin(parameters, *arrays))
     np.testing.assert_allclose(to_oracle(model(*batch[:2])), output, rtol=1e-12)
-    for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.grad, gradients[name], rtol=1e-10, atol=1e-14, err_msg=name)
-        # The twin itself, by differences of its loss at the largest gradient.
-        place = np.unravel_index(np.abs(gradients[name]).argmax(), gradients[name].shape)
-        losses = []
-        for sign in (1, -1):
-            moved = dict(parameters, **{name: parameters[name].copy()})
-            moved[name][place] += sign * 1e-6
-            if build is clicks:
-                losses.append(reference.click_loss_and_gradients(moved, np.array([0, 4]), *arrays)[0])
-            else:
-                losses.append(reference.factorization_loss_and_gradients(moved, *arrays)[0])
-        assert gradients[name][place] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize(("build", "batch"), [(factorization, RATINGS), (clicks, CLICKS)], ids=["ratings", "clicks"])
-def test_one_training_step_equals_plain_pytorch(build, batch):
-    model = build()
-    twin, exact = plain_twin(model, build), plain_twin(model, build).double()
-    for each, data in ((model, batch), (twin, batch), (exact, doubled(batch))):
-        optimizer = torch.optim.SGD(each.parameters(), lr=1.0)
-        each.loss(*data).backward()
-        optimizer.step()
-    named = zip(model.named_parameters(), twin.parameters(), exact.parameters(), strict=True)
-    for (name, ours), theirs, right in named:
-        error, allowed = ((x.double() - right).abs().max().item() for x in (ours, theirs))
-        assert error <= 2 * allowed + 4 * 1.2e-7 * right.abs().max().item(), name
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_training_step_equals_plain_pytorch(kind):
+    build, batch, _ = MODELS[kind]
+    check_one_training_step(build, lambda model, dtype: model.loss(*in_dtype(batch, dtype)))
 
 
 def test_recommendations_are_the_best_items_not_seen():

@@ -5,10 +5,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bigkern.models.layers import plain_twin
+from bigkern.models.layers import Ours
 from bigkern.models.vit import TIMM, ViT, ViTConfig, from_pretrained, patches_of
 from bigkern.reference.models.vit import vit_loss_and_gradients
 from bigkern.train_command import train as train_command
+from tests.model_checks import check_against_twin, check_one_training_step
 from tests.support import to_oracle
 
 CONFIG = ViTConfig(image=12, patch=4, channels=2, classes=5, layers=2, heads=2, width=16, hidden=24)
@@ -25,41 +26,23 @@ def test_base_16_has_its_known_size():
     assert sum(parameter.numel() for parameter in model.parameters()) + 11 * block == 86_567_656
 
 
+def build(layers=Ours):
+    return ViT(CONFIG, layers)
+
+
 def test_forward_and_every_gradient_match_the_numpy_twin():
-    model = ViT(CONFIG).double()
+    model = build().double()
     torch.nn.init.normal_(model.class_token)
     images, targets = problem()
     images = images.double()
-    loss = model.loss(images, targets)
-    loss.backward()
-    parameters = {name: to_oracle(value) for name, value in model.state_dict().items()}
-    expected, logits, gradients = vit_loss_and_gradients(parameters, CONFIG, images.numpy(), targets.numpy())
-    assert loss.item() == pytest.approx(float(expected), rel=1e-12)
+    twin = lambda parameters: vit_loss_and_gradients(parameters, CONFIG, images.numpy(), targets.numpy())  # noqa: E731
+    logits = check_against_twin(model, model.loss(images, targets), twin, rtol=1e-8, atol=1e-12, step=1e-5)
     np.testing.assert_allclose(to_oracle(model(images)), logits, rtol=1e-9, atol=1e-12)
-    for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.grad, gradients[name], rtol=1e-8, atol=1e-12, err_msg=name)
-    step, place = 1e-5, (3, 7)
-    losses = []
-    for sign in (1, -1):
-        moved = dict(parameters, **{"patches.weight": parameters["patches.weight"].copy()})
-        moved["patches.weight"][place] += sign * step
-        losses.append(vit_loss_and_gradients(moved, CONFIG, images.numpy(), targets.numpy())[0])
-    assert gradients["patches.weight"][place] == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-5, abs=1e-9)
 
 
 def test_one_training_step_equals_plain_pytorch():
-    model = ViT(CONFIG)
-    twin, exact = (plain_twin(model, lambda layers: ViT(CONFIG, layers)) for _ in range(2))
-    exact.double()
     images, targets = problem()
-    for each in (model, twin, exact):
-        optimizer = torch.optim.SGD(each.parameters(), lr=1.0)
-        each.loss(images.to(each.class_token.dtype), targets).backward()
-        optimizer.step()
-    named = zip(model.named_parameters(), twin.parameters(), exact.parameters(), strict=True)
-    for (name, ours), theirs, right in named:
-        error, allowed = ((x.double() - right).abs().max().item() for x in (ours, theirs))
-        assert error <= 2 * allowed + 4 * 1.2e-7 * right.abs().max().item(), name
+    check_one_training_step(build, lambda model, dtype: model.loss(images.to(dtype), targets))
 
 
 def test_patches_are_those_of_a_strided_convolution():
