@@ -44,7 +44,9 @@ def table(folder: Path = RESULTS) -> str:
         for each in records:
             quality = ", ".join(f"{name} {value:.4g}" for name, value in each["test"].items())
             times = each["seconds per step"]
-            ratios = [f"{times[peer] / times['bigkern']:.2f}x" for peer in ("eager", "compile")]
+            ratios = [
+                f"{times[peer] / times['bigkern']:.2f}x" if peer in times else "-" for peer in ("eager", "compile")
+            ]
             training = f"{each['training seconds']:.0f} s, {each['steps']} steps"
             cells = (
                 *(each["label"], f"{each['parameters']:,}", quality, training, f"{times['bigkern'] * 1e3:.2f} ms"),

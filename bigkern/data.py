@@ -7,20 +7,34 @@ import torch
 
 
 @dataclass
-class Split:
-    """One part of a data set: inputs [count, ...] and integer targets [count]."""
+class Table:
+    """Tensors with a row for every example: what the columns of one row hold belongs together."""
 
-    inputs: torch.Tensor
-    targets: torch.Tensor
+    columns: tuple[torch.Tensor, ...]
 
     def __len__(self):
-        return len(self.targets)
+        return len(self.columns[0])
 
     def batches(self, batch_size, generator=None):
-        """Batches of (inputs, targets), shuffled when a generator is given; the last may be smaller."""
+        """Tuples of the columns' rows, shuffled when a generator is given; the last batch may be smaller."""
         order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
         for rows in order.split(batch_size):
-            yield self.inputs[rows], self.targets[rows]
+            yield tuple(column[rows] for column in self.columns)
+
+
+class Split(Table):
+    """One part of a data set: inputs [count, ...] and targets [count]."""
+
+    def __init__(self, inputs, targets):
+        super().__init__((inputs, targets))
+
+    @property
+    def inputs(self):
+        return self.columns[0]
+
+    @property
+    def targets(self):
+        return self.columns[1]
 
 
 def digits(seed=0, fractions=(0.7, 0.15, 0.15)):

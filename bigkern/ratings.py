@@ -1,26 +1,11 @@
 """Ratings and clicks for the recommenders: files in MovieLens' formats, and made ones whose best result is known."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-
-@dataclass
-class Table:
-    """Columns of equal length, batch after batch in the same order."""
-
-    columns: tuple
-
-    def __len__(self):
-        return len(self.columns[0])
-
-    def batches(self, batch_size, generator=None):
-        """Tuples of the columns' rows, shuffled when a generator is given; the last batch may be smaller."""
-        order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
-        for rows in order.split(batch_size):
-            yield tuple(column[rows] for column in self.columns)
+from .data import Table
 
 
 def split(columns, seed=0, fractions=(0.8, 0.1)):

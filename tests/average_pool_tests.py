@@ -118,7 +118,7 @@ class AveragePoolTests:
 
     def test_first_and_second_derivatives(self, place):
         if torch.float64 not in place.dtypes:
-            return
+            pytest.skip("float64 is left to PyTorch there")
         for layout in LAYOUTS:
             input = torch.randn(2, 2, 5, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
             with place.use():

@@ -49,13 +49,10 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("place", params, ids=str)
 
 
-# Drawn shapes that take Triton's interpreter 10 seconds and more; it meets chosen shapes of these ops in every run.
-SLOW_DRAWS = ("any_window", "any_lengths", "TestLstm::test_any_shape", "TestGru::test_any_shape")
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "[triton" in item.nodeid and any(name in item.nodeid for name in SLOW_DRAWS):
+        place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
+        if place is not None and place.slow and item.get_closest_marker("slow_when_interpreted"):
             item.add_marker(pytest.mark.slow)
 
 

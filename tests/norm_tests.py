@@ -226,7 +226,7 @@ class NormTests:
 
     def test_first_and_second_derivatives(self, place):
         if torch.float64 not in place.dtypes:
-            return
+            pytest.skip("float64 is left to PyTorch there")
         for present in (True, False):
             input, *parameters = self.draw(place, (3, 4), torch.float64)
             tensors = [input, *(p if present else None for p in parameters)]
@@ -279,7 +279,7 @@ class NormTests:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
     def test_autocast_is_as_in_torch(self, place, dtype):
         if dtype not in place.dtypes:
-            return
+            pytest.skip("float64 is left to PyTorch there")
         input, *parameters = self.draw(place, (20, 16), dtype)
         if dtype != torch.float64:
             parameters = [p.float() for p in parameters]

@@ -147,6 +147,7 @@ class RecurrentTests:
                 if place.slow:
                     break
 
+    @pytest.mark.slow_when_interpreted
     @given(
         length=st.integers(1, 6), batch=st.integers(1, 15), hidden=st.integers(1, 40), bias=st.booleans(),
         reverse=st.booleans(), packed=st.booleans(), seed=st.integers(0, 99),
@@ -246,7 +247,7 @@ class RecurrentTests:
 
     def test_first_and_second_derivatives(self, place):
         if torch.float64 not in place.dtypes:
-            return
+            pytest.skip("float64 is left to PyTorch there")
         for lengths, reverse, bias in ((None, False, True), (torch.tensor([2, 1]), True, False)):
             tensors, _ = self.draw(place, 2, 2, 2, torch.float64, bias)
             tensors = [None if t is None else t.requires_grad_() for t in tensors]

@@ -106,7 +106,7 @@ def test_matches_oracle(place, case):
 @pytest.mark.parametrize("case", EMPTY_CASES, ids=str)
 def test_empty_sizes(place, case):
     if place.backend in ("triton", "cuda") and 0 in (case.head_dim, case.value_dim):
-        return
+        pytest.skip("heads of no width are left to PyTorch there")
     for dtype in place.dtypes:
         inputs = case.inputs(dtype, place.device)
         grad_output = torch.randn((*inputs[0].shape[:3], inputs[2].shape[3]), device=place.device).to(dtype)
@@ -305,7 +305,7 @@ def test_worked_example_of_the_mission_documents(place):
 def test_queries_with_few_keys_stay_within_the_policy_on_every_draw(place):
     """There one key has most of the weight, and the two terms of its score's gradient cancel to nearly nothing."""
     if place.backend != "cpu":
-        return
+        pytest.skip("about how the C++ kernels add up")
     case = Case(batch=200, heads=2, kv_heads=1, head_dim=24, value_dim=40, is_causal=True)
     inputs = case.inputs(torch.float32, place.device)
     grad_output = torch.randn(*inputs[0].shape[:3], 40, device=place.device)
@@ -320,7 +320,7 @@ def test_queries_with_few_keys_stay_within_the_policy_on_every_draw(place):
 def test_a_query_that_sees_one_key_alone_has_no_gradient(place):
     """Its softmax is constant; with more keys than one tile holds, delta comes from output."""
     if place.backend != "cpu":
-        return
+        pytest.skip("about how the C++ kernels add up")
     for dtype in (torch.float32, torch.float64):
         inputs = Case(len_q=50, len_k=300, head_dim=24, value_dim=40).inputs(dtype, place.device)[:3]
         mask = torch.nn.functional.one_hot(torch.randint(300, (50,)), 300).bool().to(place.device)

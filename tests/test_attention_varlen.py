@@ -127,6 +127,7 @@ def test_matches_oracle(place, case):
         check_case(place, case, dtype)
 
 
+@pytest.mark.slow_when_interpreted
 @settings(max_examples=12)
 @given(
     lens=st.lists(st.tuples(st.integers(0, 50), st.integers(2, 50)), min_size=1, max_size=3),
@@ -147,7 +148,7 @@ def test_any_lengths(place, lens, heads, rest, is_causal, has_alibi, window, see
 def test_each_sequence_is_attention_of_it_alone(place):
     """The bits of it: no sequence sees another, whatever is in there."""
     if place.backend not in ("cpu", "triton"):
-        return
+        pytest.skip("about kernels of ours")
     query, key, value, starts_q, starts_k = (t.detach() for t in Case().inputs(torch.float32, place.device))
     key[17:18] = float("nan")
     with place.use():

@@ -51,7 +51,7 @@ def check_case(place, case, dtype):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_oracle(place, case):
     if place.backend == "cuda":
-        return
+        pytest.skip("left to Triton")
     case = case.on(place)
     if place.slow:
         case = replace(case, len_q=-(-case.len_q // 2), len_k=-(-case.len_k // 2))
@@ -59,6 +59,7 @@ def test_matches_oracle(place, case):
         check_case(place, case, dtype)
 
 
+@pytest.mark.slow_when_interpreted
 @given(
     heads=st.sampled_from([(1, 1), (4, 2)]), len_q=st.integers(1, 150), len_k=st.integers(1, 150),
     window=st.tuples(st.integers(-1, 99), st.integers(-1, 99)), is_causal=st.booleans(), has_alibi=st.booleans(),
@@ -66,7 +67,7 @@ def test_matches_oracle(place, case):
 )  # fmt: skip
 def test_any_window(place, heads, len_q, len_k, window, is_causal, has_alibi, mask, seed):
     if place.backend == "cuda":
-        return
+        pytest.skip("left to Triton")
     torch.manual_seed(seed)
     is_causal = is_causal and mask is None
     shrink = 6 if place.slow else 1
@@ -89,7 +90,7 @@ TILE = 128
 def test_work_outside_the_window_is_not_done(place):
     """A product with NaN is NaN even where the probability is 0: it shows which pairs of query and key meet."""
     if place.backend not in ("cpu", "triton"):
-        return
+        pytest.skip("about kernels of ours")
     length, left, right = (120, 10, 3) if place.slow else (2000, 50, 20)
     tile = 32 if place.slow else TILE
     probes = torch.arange(0, length, length // 16)

@@ -114,13 +114,14 @@ def test_names_and_approximations(place):
         assert torch.equal(bigkern.geglu(gate, up, "tanh"), bigkern.gated_act(gate, up, "gelu_tanh"))
         both = torch.cat([gate, up], 1)
         for op in (bigkern.functional.swiglu, bigkern.functional.geglu):
-            tolerance = 1e-3 if place.backend == "torch" else 0  # PyTorch's gelu of a view is another
-            torch.testing.assert_close(op(both), op(gate, up), rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(op(both), op(gate, up))
+            # PyTorch's own gelu of a view differs in the last bits.
+            assert place.backend == "torch" or torch.equal(op(both), op(gate, up))
 
 
 def test_first_and_second_derivatives(place):
     if torch.float64 not in place.dtypes:
-        return
+        pytest.skip("float64 is left to PyTorch there")
     for activation in ACTIVATIONS:
         for packed in (False, True):
             tensors = [t.requires_grad_() for t in draw(place, (2, 3), torch.float64, packed)]

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
@@ -104,8 +104,7 @@ def test_sizes_beyond_one_piece_tile_or_chunk(place, monkeypatch):
     ignore_index=st.sampled_from([-100, 0, -1]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape(place, rows, features, classes, weighted, reduction, label_smoothing, ignore_index, seed):
-    if place.slow and rows * features * classes > 4000:
-        return
+    assume(not place.slow or rows * features * classes <= 4000)
     torch.manual_seed(seed)
     arguments = make(place, rows, features, classes, bias=seed % 2 == 0, weighted=weighted)
     arguments[3][torch.rand(rows, device=place.device) < 0.2] = ignore_index
@@ -168,13 +167,13 @@ def test_scaled_float16_gradients_do_not_vanish(place):
     exact = leaf.detach().double().requires_grad_()
     loss = composed(exact * 2**-8, arguments[1].double() * 2**-8, arguments[3])
     (expected,) = torch.autograd.grad(loss * 2.0**14, exact)
-    torch.testing.assert_close(scaled.double(), expected, rtol=0.02, atol=float(expected.abs().max()) * 0.01)
+    assert_within_policy(scaled, to_oracle(expected), None)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_first_and_second_derivatives(place, reduction):
     if torch.float64 not in place.dtypes:
-        return
+        pytest.skip("float64 is left to PyTorch there")
     arguments = make(place, 4, 3, 5, torch.float64, weighted=True)
     target, weight = arguments[3:]
     target[0] = -100
@@ -277,11 +276,12 @@ def test_autocast_is_as_torchs():
     with torch.autocast("cpu", torch.bfloat16):
         loss = bigkern.linear_cross_entropy(input, linear_weight, target, weight=weight)
         theirs = composed(input, linear_weight, target, weight=weight)
+    exact = composed(input.double(), linear_weight.double(), target, weight=weight.double())
     assert loss.dtype == theirs.dtype == torch.float32
-    torch.testing.assert_close(loss, theirs, rtol=2e-2, atol=1e-2)
-    grads = [torch.autograd.grad(result, input)[0] for result in (loss, theirs)]
+    assert_within_policy(loss.detach(), to_oracle(exact), theirs.detach(), torch.bfloat16)
+    grads = [torch.autograd.grad(result, input)[0] for result in (loss, exact, theirs)]
     assert grads[0].dtype == torch.float32
-    torch.testing.assert_close(*grads, rtol=5e-2, atol=1e-2)
+    assert_within_policy(grads[0], to_oracle(grads[1]), grads[2], torch.bfloat16)
 
 
 def test_fewer_threads_give_the_same_bits():

@@ -113,7 +113,7 @@ def test_positions_out_of_range_are_never_followed(place, bad):
         if place.backend == "triton":
             output = bigkern.rotary_embedding(input, cos, sin, position_ids=ids)
             assert output[1, :, 1, :10].isnan().all()
-            assert not output.isnan().any(-1).sum() > 3
+            assert output.isnan().any(-1).sum() == 3  # one row of each head
             return
         with pytest.raises((IndexError, RuntimeError), match="out of"):
             bigkern.rotary_embedding(input, cos, sin, position_ids=ids)
@@ -121,7 +121,7 @@ def test_positions_out_of_range_are_never_followed(place, bad):
 
 def test_first_and_second_derivatives(place):
     if torch.float64 not in place.dtypes:
-        return
+        pytest.skip("float64 is left to PyTorch there")
     input, cos, sin = (t.requires_grad_() for t in draw(place, (1, 2, 3, 5), 2, 3, torch.float64))
     for interleaved in (False, True):
         call = lambda input: bigkern.rotary_embedding(input * input, cos.detach(), sin.detach(), interleaved)  # noqa: B023, E731

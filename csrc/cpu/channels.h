@@ -193,6 +193,7 @@ inline int64_t rows_per_block(int64_t rows) { return std::max<int64_t>(4 * kTile
 // Calls body(block, strip, first channel) for each block of rows and strip of channels, in parallel.
 template <class A, class Body>
 void over_strips(int64_t rows, int64_t channels, const Body& body) {
+  if (rows == 0) return;
   int64_t block_rows = rows_per_block(rows), blocks = (rows + block_rows - 1) / block_rows;
   int64_t strips = (channels + kStrip<A> - 1) / kStrip<A>;
   int64_t grain = kGrain / std::min(rows * kStrip<A>, block_rows * kStrip<A>) + 1;

@@ -1,8 +1,7 @@
 """The autoencoders of bigkern.models.autoencoder in NumPy, forward and backward, from the reference ops."""
 
 from ..array_module import array_module
-from ..linear_act import sigmoid
-from .tape import Tape
+from .tape import Tape, binary_cross_entropy
 
 
 def autoencoder_loss_and_gradients(parameters, pictures, noise=None):
@@ -20,11 +19,11 @@ def autoencoder_loss_and_gradients(parameters, pictures, noise=None):
         divergence = 0.5 * (mean**2 + deviation**2 - 1 - log_variance).sum() / batch
     decoded, back_decoded = tape.linear(code, "decode_hidden", "relu")
     logits, back_pixels = tape.linear(decoded, "decode_pixels")
-    errors = xp.maximum(logits, 0) - logits * pictures + xp.log1p(xp.exp(-abs(logits)))
+    errors, grad_logits = binary_cross_entropy(logits, pictures, "sum")
 
-    grad = back_decoded(back_pixels((sigmoid(logits) - pictures) / batch))
+    grad = back_decoded(back_pixels(grad_logits / batch))
     if noise is not None:
         grad_log_variance = grad * noise * 0.5 * deviation + 0.5 * (deviation**2 - 1) / batch
         grad = xp.concatenate((grad + mean / batch, grad_log_variance), axis=1)
     back_hidden(back_encoded(grad))
-    return errors.sum() / batch + divergence, logits, tape.gradients
+    return errors / batch + divergence, logits, tape.gradients

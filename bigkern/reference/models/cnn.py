@@ -1,10 +1,8 @@
 """The CNN of bigkern.models.cnn in NumPy, forward and backward, from the reference ops."""
 
-from ..array_module import array_module
 from ..conv2d import conv2d_backward, conv2d_forward
-from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
 from ..max_pool2d import max_pool2d_backward, max_pool2d_forward
-from .tape import Tape
+from .tape import Tape, mean_cross_entropy
 
 GEOMETRY = (1, 1, 1, 1, 1, 1, 1)  # stride, padding and dilation of both axes, groups
 POOL = (2, 2, 2, 2, 0, 0, 1, 1)  # kernel, stride, padding and dilation of both axes
@@ -21,11 +19,8 @@ def cnn_loss_and_gradients(parameters, images, targets):
     hidden, back_hidden = tape.linear(x.reshape(len(images), -1), "hidden", "relu")
     logits, back_output = tape.linear(hidden, "output")
 
-    rows = logits[:, :, None], targets.reshape(-1, 1), None
-    loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
-    one = array_module(images).ones(())
-    grad_logits, _ = cross_entropy_backward(one, *rows, lse, total, -100, "mean", 0.0, False)
-    grad = back_hidden(back_output(grad_logits[:, :, 0])).reshape(shape)
+    loss, grad_logits = mean_cross_entropy(logits, targets)
+    grad = back_hidden(back_output(grad_logits)).reshape(shape)
     for back in reversed(ways_back):
         grad = back(grad)
     return loss, logits, tape.gradients

@@ -1,9 +1,8 @@
 """The GPT of bigkern.models.gpt in NumPy, forward and backward, from the reference ops."""
 
 from ..array_module import array_module
-from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
 from ..embedding import embedding_backward
-from .tape import Tape
+from .tape import Tape, mean_cross_entropy
 
 
 def gpt_loss_and_gradients(parameters, config, tokens, targets):
@@ -34,10 +33,8 @@ def gpt_loss_and_gradients(parameters, config, tokens, targets):
     normed, back_norm = tape.norm(x, "norm")
     logits, back_output = tape.linear(normed, "output")
 
-    rows = logits[:, :, None], targets.reshape(-1, 1), None
-    loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
-    grad_logits, _ = cross_entropy_backward(xp.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
-    grad = back_blocks(back_norm(back_output(grad_logits[:, :, 0])))
+    loss, grad_logits = mean_cross_entropy(logits, targets)
+    grad = back_blocks(back_norm(back_output(grad_logits)))
     tape.gradients["tokens.weight"] += embedding_backward(grad, tokens, len(parameters["tokens.weight"]), -1, False)[0]
     if config.positions == "learned":
         tape.gradients["positions.weight"][:length] += grad.reshape(batch, length, -1).sum(0)

@@ -2,7 +2,7 @@
 
 from ..array_module import array_module
 from ..embedding import embedding_backward
-from .tape import Tape
+from .tape import Tape, binary_cross_entropy
 
 
 def factorization_loss_and_gradients(parameters, users, items, ratings):
@@ -32,17 +32,11 @@ def click_loss_and_gradients(parameters, starts, categories, numbers, clicks):
     places = categories + starts
     vectors = parameters["vectors.weight"][places]
     x = xp.concatenate((vectors.reshape(len(clicks), -1), numbers), axis=1)
-    ways_back = []
-    hidden = len({name.split(".")[1] for name in parameters if name.startswith("perceptron.")})
-    for i in range(hidden):
-        x, back = tape.linear(x, f"perceptron.{i}", "relu")
-        ways_back.append(back)
+    x, back_hidden = tape.relu_layers(x, "perceptron")
     logits, back_output = tape.linear(x, "output")
     logits = logits[:, 0]
-    loss = (xp.maximum(logits, 0) - logits * clicks + xp.log1p(xp.exp(-xp.abs(logits)))).mean()
-    grad = back_output(((1 / (1 + xp.exp(-logits)) - clicks) / len(clicks))[:, None])
-    for back in reversed(ways_back):
-        grad = back(grad)
+    loss, grad_logits = binary_cross_entropy(logits, clicks)
+    grad = back_hidden(back_output(grad_logits[:, None]))
     table, width = parameters["vectors.weight"], vectors[0].size
     of_rows = grad[:, :width].reshape(-1, table.shape[1])
     tape.gradients["vectors.weight"] += embedding_backward(of_rows, places.reshape(-1), len(table), -1, False)[0]

@@ -1,11 +1,10 @@
 """The recurrent classifier of bigkern.models.recurrent_classifier in NumPy, forward and backward."""
 
 from ..array_module import array_module
-from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
 from ..gru import gru_backward, gru_forward
 from ..lstm import lstm_backward, lstm_forward
 from ..rnn import rnn_backward, rnn_forward
-from .tape import Tape
+from .tape import Tape, mean_cross_entropy
 
 
 def recurrent_loss_and_gradients(parameters, kind, sequences, targets):
@@ -21,11 +20,9 @@ def recurrent_loss_and_gradients(parameters, kind, sequences, targets):
     output, back_steps = STEPS[kind](gates_input, weight_hh, bias_hh, zeros)
     logits, back_output = tape.linear(output[-1], "output")
 
-    rows = logits[:, :, None], targets.reshape(-1, 1), None
-    loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
-    grad_logits, _ = cross_entropy_backward(xp.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
+    loss, grad_logits = mean_cross_entropy(logits, targets)
     grad_output = xp.zeros(output.shape)
-    grad_output[-1] = back_output(grad_logits[:, :, 0])
+    grad_output[-1] = back_output(grad_logits)
     grad_input_gates, grad_hidden_gates = back_steps(grad_output)  # [length, batch, gates]
     before = xp.concatenate((zeros[None], output[:-1]))
     flat_input, flat_hidden = (grad.reshape(length * batch, -1) for grad in (grad_input_gates, grad_hidden_gates))

@@ -5,6 +5,11 @@ Parameters are a dict with the names of the model's state_dict; `gradients` fill
 
 from ..array_module import array_module
 from ..attention import attention_backward, attention_forward
+from ..binary_cross_entropy_with_logits import (
+    binary_cross_entropy_with_logits_backward,
+    binary_cross_entropy_with_logits_forward,
+)
+from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
 from ..layer_norm import layer_norm_backward, layer_norm_forward
 from ..linear_act import linear_act_backward, linear_act_forward
 from ..rms_norm import rms_norm_backward, rms_norm_forward
@@ -31,6 +36,20 @@ class Tape:
             return grad_x
 
         return output, back
+
+    def relu_layers(self, x, name):
+        """Linear layers with ReLU, name.0, name.1 and so on: as many as there are."""
+        ways_back = []
+        while f"{name}.{len(ways_back)}.weight" in self.parameters:
+            x, back = self.linear(x, f"{name}.{len(ways_back)}", "relu")
+            ways_back.append(back)
+
+        def all_back(grad):
+            for back in reversed(ways_back):
+                grad = back(grad)
+            return grad
+
+        return x, all_back
 
     def norm(self, x, name):
         """layer_norm where there is a bias, else rms_norm."""
@@ -120,3 +139,20 @@ def rotate(x, base, direction=1):
     cos, sin = xp.cos(angles), direction * xp.sin(angles)
     first, second = x[..., :half], x[..., half:]
     return xp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def mean_cross_entropy(logits, targets):
+    """(mean cross-entropy, its gradient) of logits [rows, classes] and class indices of as many elements."""
+    rows = logits[:, :, None], targets.reshape(-1, 1), None
+    loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
+    one = array_module(logits).ones(())
+    grad_logits, _ = cross_entropy_backward(one, *rows, lse, total, -100, "mean", 0.0, False)
+    return loss, grad_logits[:, :, 0]
+
+
+def binary_cross_entropy(logits, targets, reduction="mean"):
+    """(binary cross-entropy, its gradient) of logits and targets of one shape."""
+    (loss,) = binary_cross_entropy_with_logits_forward(logits, targets, None, None, reduction)
+    one = array_module(logits).ones(())
+    grad_logits, _ = binary_cross_entropy_with_logits_backward(one, logits, targets, None, None, reduction, False)
+    return loss, grad_logits

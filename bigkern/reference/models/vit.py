@@ -1,8 +1,7 @@
 """The vision transformer of bigkern.models.vit in NumPy, forward and backward, from the reference ops."""
 
 from ..array_module import array_module
-from ..cross_entropy import cross_entropy_backward, cross_entropy_forward
-from .tape import Tape
+from .tape import Tape, mean_cross_entropy
 
 
 def vit_loss_and_gradients(parameters, config, images, targets):
@@ -27,11 +26,9 @@ def vit_loss_and_gradients(parameters, config, images, targets):
     first = normed.reshape(batch, -1, config.width)[:, 0]
     logits, back_head = tape.linear(first, "head")
 
-    rows = logits[:, :, None], targets.reshape(-1, 1), None
-    loss, lse, total = cross_entropy_forward(*rows, -100, "mean", 0.0)
-    grad_logits, _ = cross_entropy_backward(xp.ones(()), *rows, lse, total, -100, "mean", 0.0, False)
+    loss, grad_logits = mean_cross_entropy(logits, targets)
     grad_normed = xp.zeros((batch, side * side + 1, config.width))
-    grad_normed[:, 0] = back_head(grad_logits[:, :, 0])
+    grad_normed[:, 0] = back_head(grad_logits)
     grad = back_blocks(back_norm(grad_normed.reshape(normed.shape))).reshape(tokens.shape)
     tape.gradients["positions"] += grad.sum(0, keepdims=True)
     tape.gradients["class_token"] += grad[:, :1].sum(0, keepdims=True)
