@@ -194,4 +194,14 @@ inline vec<double> activation_backward(vec<double> grad, vec<double> saved) {
   return grad;
 }
 
+// ---- both -----------------------------------------------------------------------------------------------------------
+
+// values = act(values), for whole vectors.
+template <class A>
+void activate_values(Activation activation, A* values, int64_t count) {
+  dispatch_activation(activation, [&](auto kind) {
+    for (int64_t i = 0; i < count; i += lanes<A>) store(values + i, activate<kind>(load(values + i)));
+  });
+}
+
 }  // namespace bigkern

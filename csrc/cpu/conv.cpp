@@ -94,16 +94,6 @@ class WeightOperand final : public AnyOperand<typename Reader::packed> {
   const MatrixOperand<Reader, T> inner_;
 };
 
-// Calls body(TypeTag<Reader>{}): bfloat16 in pairs where the machine multiplies them so.
-template <class T, class Body>
-void with_reader(const Body& body) {
-#if defined(BIGKERN_BFLOAT16_DOT)
-  if constexpr (std::is_same_v<T, bfloat16>)
-    if (has_bfloat16_dot()) return body(TypeTag<PairReader>{});
-#endif
-  body(TypeTag<WidenReader<T>>{});
-}
-
 // Groups at once where there are enough of them, else one after another with all threads at each.
 template <class Body>
 void for_each_group(int64_t groups, double work, const Body& body) {
@@ -137,15 +127,15 @@ void convolve(const Tensor& source, const Tensor& weight, int rows_dim, const st
     WeightMatrix<T> weights(weight, group, groups, rows_dim, axes, channels_last);
     ImageSink<T> sink(Image<T>(result, group * result_channels), axes, channels_last,
                       bias.data() + group * result_channels, relu);
-    with_reader<T>([&](auto tag) {
-      using Reader = typename decltype(tag)::type;
+    with_reader<T>([&](auto reader) {
+      using Reader = decltype(reader);
       using P = typename Reader::packed;
       const Image<const T> image(source, group * source_channels);
       const GatherOperand<Reader, T> gathered(image, source_channels, axes, channels_last, false, 0, pixels);
       const WeightOperand<Reader, T> kernel(weights.matrix());
       const AnyOperand<P>&a = channels_last ? static_cast<const AnyOperand<P>&>(gathered) : kernel,
             &b = channels_last ? static_cast<const AnyOperand<P>&>(kernel) : gathered;
-      multiply_operands<P>(a, b, static_cast<const ConvSink<acc_t<T>>&>(sink));
+      multiply_operands<P>(a, b, static_cast<const TileSink<acc_t<T>>&>(sink));
     });
   });
 }
@@ -214,15 +204,15 @@ void grad_weight_typed(const Tensor& grad_output, const Tensor& input, const Con
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t first = part * pixels / parts, count = (part + 1) * pixels / parts - first;
-        const ConvSums<A> sink(sums + part * rows * k, k);
-        with_reader<T>([&](auto tag) {
-          using Reader = typename decltype(tag)::type;
+        const StoreSink<A> sink(sums + part * rows * k, k);
+        with_reader<T>([&](auto reader) {
+          using Reader = decltype(reader);
           using P = typename Reader::packed;
           const Image<const T> grad_image(grad_output, group * rows), image(input, group * channels);
           const GatherOperand<Reader, T> a(grad_image, rows, same, channels_last, true, first, count);
           const GatherOperand<Reader, T> b(image, channels, axes, channels_last, true, first, count);
           multiply_operands<P>(static_cast<const AnyOperand<P>&>(a), static_cast<const AnyOperand<P>&>(b),
-                               static_cast<const ConvSink<A>&>(sink));
+                               static_cast<const TileSink<A>&>(sink));
         });
       }
     });

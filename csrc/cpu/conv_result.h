@@ -6,6 +6,7 @@
 
 #include "conv_axis.h"
 #include "simd.h"
+#include "tile_sink.h"
 
 namespace bigkern {
 
@@ -34,27 +35,9 @@ void store_run(T* to, int64_t stride, const acc_t<T>* sums, int64_t count, const
   }
 }
 
-template <class A>
-struct ConvSink {
-  virtual ~ConvSink() = default;
-  virtual void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const = 0;
-};
-
-// Sums as they are, [M, row_length].
-template <class A>
-struct ConvSums final : ConvSink<A> {
-  A* to;
-  int64_t row_length;
-
-  ConvSums(A* to, int64_t row_length) : to(to), row_length(row_length) {}
-  void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const override {
-    for (int64_t r = 0; r < rows; ++r) std::copy_n(sums + r * pitch, cols, to + (row + r) * row_length + col);
-  }
-};
-
 // Rows are pixels and columns channels where the image is channels_last, else the other way round.
 template <class T>
-class ImageSink final : public ConvSink<acc_t<T>> {
+class ImageSink final : public TileSink<acc_t<T>> {
   using A = acc_t<T>;
 
  public:

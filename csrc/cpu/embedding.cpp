@@ -195,6 +195,7 @@ void embedding_forward(const Tensor& input, const Tensor& weight, int64_t /*padd
   using namespace embedding;
   Indices indices(input);
   indices.check("embedding", weight.sizes[0]);
+  if (output.numel() == 0) return;
   int64_t item = size_of(weight.dtype), columns = weight.sizes[1], bytes = columns * item;
   int64_t row_bytes = weight.strides[0] * item, column_bytes = weight.strides[1] * item;
   const char* table = weight.as<const char>();

@@ -232,6 +232,16 @@ void gemm_packed(const Matrix<T>& a, const Matrix<T>& b, const Epilogue& epilogu
   multiply_operands<typename Reader::packed>(rows, cols, epilogue);
 }
 
+// Calls body(reader) with the way in which this processor multiplies T: bfloat16 in pairs where it can.
+template <class T, class Body>
+void with_reader(const Body& body) {
+#if defined(BIGKERN_BFLOAT16_DOT)
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (has_bfloat16_dot()) return body(PairReader{});
+#endif
+  body(WidenReader<T>{});
+}
+
 // Where dot products beat packing, as measured on Zen 4: what they save is the packing of B, which weighs less the more
 // rows there are; what they pay is summing a tile's lanes, which weighs less the deeper the product.
 inline bool is_thin(int64_t M, int64_t steps) { return M <= 24 && steps >= std::max<int64_t>(64, 16 * M); }

@@ -32,11 +32,6 @@ struct WidenedWeights;
 
 // ---- epilogue -------------------------------------------------------------------------------------------------------
 
-template <Activation kind, class A>
-void activate_values(A* values, int64_t count) {  // whole vectors
-  for (int64_t i = 0; i < count; i += lanes<A>) store(values + i, activate<kind>(load(values + i)));
-}
-
 // Turns a block of integer products [rows, kColumns] into outputs.
 template <class T>
 class Epilogue {
@@ -62,8 +57,7 @@ class Epilogue {
         values[i] = A(products[i]) * column_scales[column] * row_scales[row] + column_biases[column];
       }
     if (pre_.numel()) store_rows(values, pre_.as<T>(), first_row, rows, first_column, columns);
-    dispatch_activation(activation_,
-                        [&](auto kind) { activate_values<decltype(kind)::value>(values, rows * kColumns); });
+    activate_values(activation_, values, rows * kColumns);
     store_rows(values, output_.as<T>(), first_row, rows, first_column, columns);
   }
 

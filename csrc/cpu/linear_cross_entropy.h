@@ -91,7 +91,7 @@ struct SumsSink final : TileSink<acc_t<T>> {
   SumsSink(const Problem<T>& p, int64_t begin, LaneSums<A, kMasses>* sums, A* own)
       : problem(p), row_begin(begin), sums_of_row(sums), own_logit(own) {}
 
-  void take(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* tile, int64_t pitch) const override {
+  void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* tile, int64_t pitch) const override {
     const PieceMasses<A> masses(problem, nullptr, col);
     const A* bias = problem.bias.empty() ? nullptr : problem.bias.data() + col;
     for (int64_t r = 0; r < rows; ++r) {

@@ -5,21 +5,13 @@
 
 namespace bigkern {
 
+// An epilogue of gemm: `sums` holds whole vectors, also where cols is no multiple of one.
 template <class A>
 struct TileSink {
-  // As an epilogue of gemm: `sums` holds whole vectors, also where cols is no multiple of one.
-  virtual void take(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const = 0;
+  virtual void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const = 0;
 
  protected:
   ~TileSink() = default;
-};
-
-template <class A>
-struct SinkEpilogue {
-  const TileSink<A>& sink;
-  void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const {
-    sink.take(row, col, rows, cols, sums, pitch);
-  }
 };
 
 // output[row, col] = factor * sums + bias[col], or added to what is there.
@@ -34,7 +26,7 @@ struct StoreSink final : TileSink<acc_t<T>> {
 
   StoreSink(T* to, int64_t length) : output(to), row_length(length) {}
 
-  void take(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const override {
+  void operator()(int64_t row, int64_t col, int64_t rows, int64_t cols, const A* sums, int64_t pitch) const override {
     const A* shift = bias ? bias + col : nullptr;
     for (int64_t r = 0; r < rows; ++r)
       store_row(output + (row + r) * row_length + col, sums + r * pitch, shift, factor, cols, add);
@@ -58,20 +50,10 @@ struct StoreSink final : TileSink<acc_t<T>> {
   }
 };
 
-// Calls body(reader) with the way in which this processor multiplies T.
-template <class T, class Body>
-void with_reader(const Body& body) {
-#if defined(BIGKERN_BFLOAT16_DOT)
-  if constexpr (std::is_same_v<T, bfloat16>)
-    if (has_bfloat16_dot()) return body(PairReader{});
-#endif
-  body(WidenReader<T>{});
-}
-
 // sink(A B), on all threads; a is [M, K], b is [K, N].
 template <class T>
 void product(const Matrix<T>& a, const Matrix<T>& b, const TileSink<acc_t<T>>& sink) {
-  with_reader<T>([&](auto reader) { gemm_packed<decltype(reader)>(a, b, SinkEpilogue<acc_t<T>>{sink}); });
+  with_reader<T>([&](auto reader) { gemm_packed<decltype(reader)>(a, b, sink); });
 }
 
 // A rectangle of it, on the calling thread alone.
@@ -81,10 +63,8 @@ void product_of_rectangle(const Matrix<T>& a, const Matrix<T>& b, const Range2d&
   with_reader<T>([&](auto reader) {
     using Reader = decltype(reader);
     using Operand = MatrixOperand<Reader, T>;
-    SinkEpilogue<acc_t<T>> epilogue{sink};
     Operand rows(a), cols(transposed(b));
-    RectangleProduct<typename Reader::packed, Operand, Operand, SinkEpilogue<acc_t<T>>>(rows, cols, range, epilogue)
-        .run();
+    RectangleProduct<typename Reader::packed, Operand, Operand, TileSink<acc_t<T>>>(rows, cols, range, sink).run();
   });
 }
 

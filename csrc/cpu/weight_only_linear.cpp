@@ -134,14 +134,6 @@ void dot_tile_of(int64_t count, const Weights<A>& weights, const A* rows, int64_
   }
 }
 
-// act(values) for whole vectors.
-template <class A>
-void activate_values(Activation activation, A* values, int64_t count) {
-  dispatch_activation(activation, [&](auto kind) {
-    for (int64_t i = 0; i < count; i += lanes<A>) store(values + i, activate<kind>(load(values + i)));
-  });
-}
-
 template <class T, class A>
 void few_rows(const Tensor& input, const Weights<A>& weights, const Tensor& bias, Activation activation,
               const Tensor& output) {
