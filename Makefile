@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CXX_SOURCES)
 		test -x $(RUN) || $(PYTHON) -m venv $(VENV); \
 		$(RUN) -m pip install -q -c constraints.txt torch; \
 	fi
-	@echo "== building the C++ module and installing bigkern (about a minute)"
+	@echo "== building the C++ module and installing bigkern (two to three minutes)"
 	@BIGKERN_INSTRUCTION_SETS=$(INSTRUCTION_SETS) $(RUN) -m pip install -q -c constraints.txt -e '.[test,train,triton,lint]'
 	@touch $@
 
