@@ -32,16 +32,17 @@ def max_error(actual, oracle) -> float:
 def tolerance(oracle, torch_result, dtype, magnitude=None) -> float:
     """The error that the policy allows; `torch_result` None: a few ulp. Integers have no ulp.
 
-    magnitude: for sums whose terms cancel to nearly nothing, the sums of the terms' absolute values: theirs is the ulp.
+    magnitude: for sums whose terms cancel to nearly nothing, the sums of the terms' absolute values: theirs is the ulp,
+    where it is larger than that of the result.
     """
     oracle = np.asarray(to_numpy(oracle), np.float64)
-    magnitude = oracle if magnitude is None else np.asarray(to_numpy(magnitude), np.float64)
-    finite = magnitude[np.isfinite(magnitude)]
+    sizes = [oracle] if magnitude is None else [oracle, np.asarray(to_numpy(magnitude), np.float64)]
+    largest = max(np.abs(size[np.isfinite(size)]).max(initial=0) for size in sizes)
     ulp = 0.0
     if dtype.is_floating_point:
         info = torch.finfo(dtype)
         # Below the normal range an ulp no longer shrinks with the value.
-        ulp = max(info.eps * np.abs(finite).max(initial=0), info.smallest_normal * info.eps)
+        ulp = max(info.eps * largest, info.smallest_normal * info.eps)
     torch_error = max_error(torch_result, oracle) if torch_result is not None else 0.0
     return 2 * (torch_error if np.isfinite(torch_error) else 0.0) + FEW * float(ulp)
 
